@@ -1,0 +1,1 @@
+"""The command line: one file a command. Parses, prints and exits; everything else lives in the other rooms."""
