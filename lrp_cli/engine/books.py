@@ -1,0 +1,63 @@
+"""The books: which layer absorbed how much of a score, so that ``score = input relevance + absorbed``."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+BIAS, EPSILON, CONSTANT = "bias", "epsilon", "constant"
+NORMALISATION, UNKNOWN = "normalisation", "unknown operation"
+"""What absorbs: a bias; a stabiliser, or a rule with nowhere to send relevance; a constant; a softmax's offset; the
+gradient of an operation that no rule is known for."""
+
+
+def per_sample(relevance: Tensor, samples: int) -> Tensor:
+    """Sum relevance over everything but the batch, in float64.
+
+    Args:
+        relevance: any shape whose first dimension is the batch, or a multiple of it with the samples in order (windows
+            of one picture stay together).
+        samples: N, the number of samples.
+
+    Returns:
+        Shape (N,).
+    """
+    return relevance.reshape(samples, -1).sum(dim=1, dtype=torch.float64)
+
+
+@dataclass
+class Books:
+    """What every layer absorbed in one backward pass.
+
+    Attributes:
+        samples: N, the number of samples in the batch.
+        entries: layer name -> kind of absorption -> relevance absorbed, shape (N,), float64.
+    """
+
+    samples: int
+    entries: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+
+    def book(self, layer: str, kind: str, relevance: Tensor) -> None:
+        """Add relevance (any shape, batch first) to what ``layer`` absorbed."""
+        self._add(layer, kind, per_sample(relevance, self.samples))
+
+    def book_share(self, layer: str, kind: str, constant: Tensor, gradient: Tensor) -> None:
+        """Book ``constant * gradient``: the share of a constant that was added to what carries ``gradient``.
+
+        ``constant`` broadcasts against ``gradient``.
+        """
+        self.book(layer, kind, constant * gradient)
+
+    def _add(self, layer: str, kind: str, sums: Tensor) -> None:
+        kinds = self.entries.setdefault(layer, {})
+        kinds[kind] = kinds[kind] + sums if kind in kinds else sums
+
+    def absorbed(self) -> Mapping[str, Tensor]:
+        """Return layer name -> relevance absorbed, shape (N,), float64, in order of booking (top layer first)."""
+        return {layer: torch.stack(list(kinds.values())).sum(dim=0) for layer, kinds in self.entries.items()}
+
+    def total(self) -> Tensor:
+        """Return the relevance absorbed by all layers together, shape (N,), float64."""
+        sums = list(self.absorbed().values())
+        return torch.stack(sums).sum(dim=0) if sums else torch.zeros(self.samples, dtype=torch.float64)

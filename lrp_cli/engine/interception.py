@@ -1,0 +1,147 @@
+"""Intercepts every torch function of a forward pass and sends it to its handler.
+
+Interception happens at the level of torch functions, not of modules: functional calls, operators, reused modules and
+operations in place are all the same to it, and no model is rewritten, traced or patched.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from lrp_cli.engine.naming import operation_name, writes_in_place
+from lrp_cli.engine.operations.registry import HANDLERS, HOMOGENEOUS, KEEPS_GATES
+from lrp_cli.engine.operations.unknown import unknown
+from lrp_cli.engine.run import Run
+from lrp_cli.engine.tracking import current, detached, supersede, tag_of, tagged, tensors_in, with_tensors
+
+_OUT_OF_PLACE = {"relu": F.relu, "add": torch.add, "sub": torch.sub, "mul": torch.mul, "div": torch.div}
+
+
+class Interception(TorchFunctionMode):
+    """While active, torch functions on tensors that depend on the model's input go through their handlers."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__()
+        self.run = run
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Execute a torch function by its handler, if relevance passes through it."""
+        name = operation_name(func)
+        if name.startswith(("get ", "set ")):
+            return _property(self.run, name, func, args, kwargs or {})
+        args, kwargs = with_tensors((args, kwargs or {}), self._resolve)
+        carriers = [tensor for tensor in tensors_in((args, kwargs)) if self.run.carries(tensor)]
+        if not carriers:
+            return func(*args, **kwargs)
+        for tensor in carriers:
+            tagged(tensor, self.run).uses += 1
+        if writes_in_place(func) or kwargs.get("inplace"):
+            return self._write(name, func, args, kwargs)
+        return self._execute(name, func, args, kwargs, carriers)
+
+    def _resolve(self, tensor: Tensor) -> Tensor:
+        """Return what an argument stands for: a parameter's values, or what took the place of a changed tensor."""
+        if tensor.requires_grad and tensor.is_leaf:
+            return detached(tensor)
+        return current(tensor, self.run)
+
+    def _execute(self, name: str, func: Any, args: Any, kwargs: Any, carriers: list[Tensor]) -> Any:
+        run = self.run
+        if name in HANDLERS:
+            result = HANDLERS[name](run, func, args, kwargs)
+        elif name in HOMOGENEOUS:
+            result = func(*args, **kwargs)
+        else:
+            result = unknown(run, func, args, kwargs)
+        if len(carriers) == 1:
+            self._hand_on_notes(name, func, args, kwargs, carriers[0], result)
+        elif name in {"cat", "stack"}:
+            self._hand_on_bounds(func, args, kwargs, result)
+        return result
+
+    def _hand_on_notes(self, name: str, func: Any, args: Any, kwargs: Any, source: Tensor, result: Any) -> None:
+        run, tag = self.run, tag_of(source, self.run)
+        if tag is None:
+            return
+        if tag.is_gate and name in KEEPS_GATES:
+            for tensor in tensors_in(result):
+                tagged(tensor, run).is_gate = True
+        if tag.is_input:
+            self._hand_on_bounds(func, args, kwargs, result)
+
+    def _hand_on_bounds(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+        """Send the bounds of the model's input through what is done to it before the first layer."""
+        run = self.run
+        tags = {id(t): tag_of(t, run) for t in tensors_in((args, kwargs)) if run.carries(t)}
+        if not isinstance(result, Tensor) or not all(tag and tag.is_input for tag in tags.values()):
+            return
+        tag = tagged(result, run)
+        if tag.layer_call is not None:
+            return
+        tag.is_input = True
+        if all(t.bounds for t in tags.values() if t):
+            low, high = (self._on_bounds(func, args, kwargs, tags, end) for end in (0, 1))
+            tag.bounds = torch.minimum(low, high), torch.maximum(low, high)
+
+    @staticmethod
+    def _on_bounds(func: Any, args: Any, kwargs: Any, tags: dict[int, Any], end: int) -> Tensor:
+        args, kwargs = with_tensors((args, kwargs), lambda t: tags[id(t)].bounds[end] if id(t) in tags else t)
+        result: Tensor = func(*args, **kwargs)
+        return result
+
+    def _write(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
+        """Execute an operation that writes into its first argument.
+
+        What is kept for the way back must not change: then the result is made out of place and takes the place of the
+        tensor in every later operation. Only where nothing is kept is it done as written.
+        """
+        run, target = self.run, args[0] if args else kwargs["input"]
+        kwargs = {key: value for key, value in kwargs.items() if key != "inplace"}
+        tag = tag_of(target, run)
+        kept = tag.kept if tag else None
+        if target._base is not None:
+            base = tag_of(target._base, run)
+            kept = kept or (base.kept if base else None)
+        if name in {"setitem", "copy", "fill", "zero"}:
+            return self._overwrite(func, args, kwargs, kept is not None)
+        # After a ReLU, what was negative carries no relevance: a layer's kept output may lose it.
+        safe = kept is None or (kept == "output" and name == "relu" and tag is not None and tag.uses == 1)
+        if safe and name in HOMOGENEOUS and run.carries(target):
+            return torch.relu_(target) if name == "relu" else func(*args, **kwargs)
+        function = _OUT_OF_PLACE.get(name) or _out_of_place(func)
+        carriers = [tensor for tensor in tensors_in((args, kwargs)) if run.carries(tensor)]
+        result = self._execute(name, function, args, kwargs, carriers)
+        supersede(target, result, run)
+        return result
+
+    def _overwrite(self, func: Any, args: Any, kwargs: Any, kept: bool) -> Any:
+        """Execute ``target[index] = value`` and the like."""
+        run, (target, *rest) = self.run, args
+        if len(rest) > 1 and isinstance(rest[1], Tensor) and not run.carries(rest[1]):
+            rest[1] = run.constant(rest[1], target[rest[0]].expand(target[rest[0]].shape))
+        if target._base is not None and not kept:
+            return func(target, *rest, **kwargs)
+        copy = (target if run.carries(target) else run.constant(target, target)).clone()
+        func(copy, *rest, **kwargs)
+        supersede(target, copy, run)
+        return copy
+
+
+def _out_of_place(func: Any) -> Any:
+    def function(target: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return func(target.clone(), *args, **kwargs)
+
+    function.__name__ = func.__name__
+    return function if writes_in_place(func) else func
+
+
+def _property(run: Run, name: str, func: Any, args: Any, kwargs: Any) -> Any:
+    tensor = args[0]
+    source = current(tensor, run)
+    result = func(source, *args[1:], **kwargs)
+    if isinstance(result, Tensor) and name in KEEPS_GATES and run.carries(source) and run.is_gate(source):
+        tagged(result, run).is_gate = True
+    return result

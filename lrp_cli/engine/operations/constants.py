@@ -1,0 +1,91 @@
+"""Sums and joins in which a constant takes part: the constant's share of the relevance is booked."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lrp_cli.engine.naming import arguments
+from lrp_cli.engine.operations.activations import IdentityRule
+from lrp_cli.engine.operations.unknown import unknown
+from lrp_cli.engine.run import Run
+from lrp_cli.engine.tracking import tag_of
+
+
+def add(run: Run, function: Any, args: Any, kwargs: Any) -> Any:
+    """``a + b``; relevance goes to each summand's share in the gradient form without further ado."""
+    return _sum(run, args[0], args[1], kwargs.get("alpha", 1))
+
+
+def subtract(run: Run, function: Any, args: Any, kwargs: Any) -> Any:
+    """``a - b``."""
+    return _sum(run, args[0], args[1], -kwargs.get("alpha", 1))
+
+
+def subtract_reflected(run: Run, function: Any, args: Any, kwargs: Any) -> Any:
+    """``b - a``, called as ``a.__rsub__(b)``."""
+    return _sum(run, args[1], args[0], -kwargs.get("alpha", 1))
+
+
+def _sum(run: Run, a: Any, b: Any, alpha: float) -> Tensor:
+    """``a + alpha b``."""
+    if run.carries(a) and run.carries(b):
+        return torch.add(a, b, alpha=alpha)
+    variable, constant = (a, b) if run.carries(a) else (b, a)
+    if not isinstance(constant, Tensor) and constant == 0:
+        return torch.add(a, b, alpha=alpha)
+    if _is_input_normalisation(run, variable, constant):
+        # The picture is shifted as a whole before any layer sees it: relevance stays with its pixel.
+        factor = alpha if variable is b else 1
+        offset = constant if variable is b else alpha * constant
+        shifted: Tensor = IdentityRule.apply(variable, run, lambda x: x * factor + offset)
+        return shifted
+    shape = _broadcast(a, b)
+    booked = run.constant(constant, variable.expand(shape))
+    return torch.add(variable, booked, alpha=alpha) if variable is a else torch.add(booked, variable, alpha=alpha)
+
+
+def _broadcast(*values: Any) -> torch.Size:
+    shape: torch.Size = torch.broadcast_shapes(*(v.shape for v in values if isinstance(v, Tensor)))  # type: ignore[no-untyped-call]
+    return shape
+
+
+def _is_input_normalisation(run: Run, variable: Tensor, constant: Any) -> bool:
+    """Whether a constant shifts the model's input as a whole or by channel, before any layer."""
+    tag = tag_of(variable, run)
+    if tag is None or not tag.is_input:
+        return False
+    return not isinstance(constant, Tensor) or all(size == 1 for size in constant.shape[-2:])
+
+
+def join(run: Run, function: Any, args: Any, kwargs: Any) -> Any:
+    """``torch.cat`` and ``torch.stack``; class tokens and the like are constants."""
+    tensors = args[0] if args else kwargs["tensors"]
+    joined = [t if run.carries(t) or not t.is_floating_point() else run.constant(t, t) for t in tensors]
+    if args:
+        return function(joined, *args[1:], **kwargs)
+    return function(**(kwargs | {"tensors": joined}))
+
+
+def where(run: Run, function: Any, args: Any, kwargs: Any) -> Any:
+    """``torch.where(condition, a, b)``."""
+    condition, a, b = args
+    shape = _broadcast(*args)
+    like = (a if run.carries(a) else b).expand(shape)
+    return torch.where(condition, *(t if run.carries(t) else run.constant(t, like) for t in (a, b)))
+
+
+def masked_fill(run: Run, function: Any, args: Any, kwargs: Any) -> Any:
+    """``x.masked_fill(mask, value)``."""
+    a = arguments(("input", "mask", "value"), args, kwargs)
+    if not run.carries(a["input"]):
+        return function(*args, **kwargs)
+    return where(run, torch.where, (a["mask"], run.constant(a["value"], a["input"]), a["input"]), {})
+
+
+def pad(run: Run, function: Any, args: Any, kwargs: Any) -> Any:
+    """``F.pad``: with zeros, or with copies of the border."""
+    a = arguments(("input", "pad", "mode", "value"), args, kwargs)
+    if a.get("mode", "constant") == "constant" and a.get("value"):
+        return unknown(run, function, args, kwargs)
+    return function(*args, **kwargs)

@@ -1,0 +1,188 @@
+"""Convolutions, linear layers and batch norms: the operations with a configurable rule."""
+
+from collections.abc import Callable, Hashable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lrp_cli.engine.layers import BATCH_NORM, CONVOLUTION, LINEAR, Layer, LayerCall, LayerNode, MergedNode
+from lrp_cli.engine.linear_maps import Convolution, Linear, LinearMap, Scaling
+from lrp_cli.engine.naming import arguments
+from lrp_cli.engine.operations.unknown import unknown
+from lrp_cli.engine.run import Run
+from lrp_cli.engine.tracking import source_of, tag_of, tagged
+
+
+def _parameter(weight: Tensor) -> Tensor | None:
+    """Return the parameter that a weight is, so that what is derived from it can be kept with it."""
+    return weight if isinstance(weight, torch.nn.Parameter) else source_of(weight)
+
+
+def _depends_on_input(run: Run, *tensors: Tensor | None) -> bool:
+    return any(run.carries(tensor) for tensor in tensors)
+
+
+def _constant(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.detach()
+
+
+def run_layer(run: Run, layer: Layer, linear_map: LinearMap, x: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
+    """Execute a layer: ``compute`` makes the output in the forward pass, the layer's rule the way back."""
+    tag = tag_of(x, run)
+    call = LayerCall(run, layer, lambda: linear_map, x, bounds=tag.bounds if tag else None)
+    y: Tensor = LayerNode.apply(x, call, compute)
+    _note_layer(run, y, call, x)
+    return y
+
+
+def _note_layer(run: Run, y: Tensor, call: LayerCall, x: Tensor) -> None:
+    tag = tagged(y, run)
+    tag.layer_call, tag.layer_input = call, x
+    tag.kept = "output" if call.keeps_output else None
+
+
+def linear(run: Run, function: Any, args: Any, kwargs: Any, *, suffix: str = "") -> Any:
+    """``F.linear(input, weight, bias)``."""
+    a = arguments(("input", "weight", "bias"), args, kwargs)
+    x, weight, bias = a["input"], a["weight"], a.get("bias")
+    if _depends_on_input(run, weight, bias) or x.dim() == 1:
+        return unknown(run, function, args, kwargs)
+    linear_map = Linear(weight.detach(), _constant(bias), run.cache, _parameter(weight))
+    layer = run.new_layer(LINEAR, suffix)
+    return run_layer(run, layer, linear_map, x, lambda x: F.linear(x, linear_map.weight, linear_map.bias))
+
+
+def product_with_weight(run: Run, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``x @ weight + bias`` with a constant weight, shape (in, out): a linear layer under another name."""
+    linear_map = Linear(weight.detach().t(), _constant(bias), run.cache, _parameter(weight), origin="transposed")
+    return run_layer(
+        run, run.new_layer(LINEAR), linear_map, x, lambda x: F.linear(x, linear_map.weight, linear_map.bias)
+    )
+
+
+def addmm(run: Run, function: Any, args: Any, kwargs: Any) -> Any:
+    """``torch.addmm(bias, x, weight)``."""
+    bias, x, weight = args
+    if kwargs or _depends_on_input(run, bias, weight) or not run.carries(x):
+        return unknown(run, function, args, kwargs)
+    return product_with_weight(run, x, weight, bias)
+
+
+def convolution(run: Run, function: Any, args: Any, kwargs: Any, *, dimensions: int, transposed: bool = False) -> Any:
+    """``F.conv1d`` to ``F.conv3d`` and their transposed counterparts."""
+    last = ("output_padding", "groups", "dilation") if transposed else ("dilation", "groups")
+    names = ("input", "weight", "bias", "stride", "padding", *last)
+    a = arguments(names, args, kwargs)
+    x, weight, bias = a["input"], a["weight"], a.get("bias")
+    if _depends_on_input(run, weight, bias) or x.dim() != dimensions + 2:
+        return unknown(run, function, args, kwargs)
+    repeat = partial(_per_dimension, dimensions)
+    dilation, padding = repeat(a.get("dilation", 1)), a.get("padding", 0)
+    if isinstance(padding, str):
+        x, padding = _explicit_padding(x, weight, dilation, padding)
+    linear_map = Convolution(
+        weight.detach(),
+        _constant(bias),
+        run.cache,
+        _parameter(weight),
+        stride=repeat(a.get("stride", 1)),
+        padding=repeat(padding),
+        dilation=dilation,
+        transposed=transposed,
+        output_padding=repeat(a.get("output_padding", 0)),
+        groups=a.get("groups", 1),
+    )
+
+    def compute(x: Tensor) -> Tensor:
+        m = linear_map
+        return torch.convolution(
+            x, m.weight, m.bias, m.stride, m.padding, m.dilation, m.transposed, m.output_padding, m.groups
+        )
+
+    return run_layer(run, run.new_layer(CONVOLUTION), linear_map, x, compute)
+
+
+def _per_dimension(dimensions: int, value: int | tuple[int, ...]) -> tuple[int, ...]:
+    values = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+    return values * dimensions if len(values) == 1 else values
+
+
+def _explicit_padding(x: Tensor, weight: Tensor, dilation: tuple[int, ...], padding: str) -> tuple[Tensor, Any]:
+    """Resolve ``padding="same"`` and ``"valid"`` into numbers; what is not symmetric is padded beforehand."""
+    if padding == "valid":
+        return x, 0
+    totals = [d * (size - 1) for d, size in zip(dilation, weight.shape[2:], strict=True)]
+    if all(total % 2 == 0 for total in totals):
+        return x, tuple(total // 2 for total in totals)
+    pads = [pad for total in reversed(totals) for pad in (total // 2, total - total // 2)]
+    return F.pad(x, pads), 0
+
+
+def batch_norm(run: Run, function: Any, args: Any, kwargs: Any) -> Any:
+    """``F.batch_norm`` in eval mode: part of the linear layer that feeds it, or else a layer of its own."""
+    names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+    a = arguments(names, args, kwargs)
+    t, mean, variance = a["input"], a["running_mean"], a["running_var"]
+    if a.get("training") or mean is None or variance is None:
+        return unknown(run, function, args, kwargs)
+    gain, shift, eps = _constant(a.get("weight")), _constant(a.get("bias")), a.get("eps", 1e-5)
+
+    def compute(t: Tensor) -> Tensor:
+        return F.batch_norm(t, mean, variance, gain, shift, False, 0.0, eps)
+
+    def statistics() -> tuple[Tensor, Tensor]:
+        scale = torch.rsqrt(variance + eps)
+        scale = scale if gain is None else scale * gain
+        offset = -mean * scale
+        return scale, offset if shift is None else offset + shift
+
+    layer_alone = run.new_layer(BATCH_NORM)
+    tag = tag_of(t, run)
+    if tag is None or tag.layer_call is None or tag.layer_input is None or not _same_channels(tag.layer_call.map, t):
+        return run_layer(run, layer_alone, Scaling(*statistics(), run.cache), t, compute)
+
+    fed_by = tag.layer_call
+
+    def alone() -> LayerCall:
+        return LayerCall(run, layer_alone, lambda: Scaling(*statistics(), run.cache), fed_by.output())
+
+    version = (*(_version(tensor) for tensor in (mean, variance, a.get("weight"), a.get("bias"))), eps)
+    merged = LayerCall(run, fed_by.layer, lambda: _merge(fed_by.map, statistics, version), fed_by.x, fed_by.bounds)
+    fed_by.drop_output()
+    y: Tensor = MergedNode.apply(tag.layer_input, t, merged, alone, lambda: tag.uses > 1, compute)
+    _note_layer(run, y, merged, tag.layer_input)
+    return y
+
+
+def _version(tensor: Tensor | None) -> tuple[int, int] | None:
+    if tensor is None:
+        return None
+    source = source_of(tensor)
+    return id(tensor if source is None else source), tensor._version
+
+
+def _same_channels(linear_map: LinearMap, t: Tensor) -> bool:
+    """Whether the linear map's output channels are the dimension that a batch norm of ``t`` works on."""
+    return isinstance(linear_map, Convolution) or (isinstance(linear_map, Linear) and t.dim() == 2)
+
+
+def _merge(linear_map: LinearMap, statistics: Callable[[], tuple[Tensor, Tensor]], version: Hashable) -> LinearMap:
+    """Return the linear map followed by the batch norm ``y = t * scale + offset`` as one linear map."""
+
+    def merged_weight() -> Tensor:
+        return linear_map.scaled(statistics()[0])
+
+    def merged_bias() -> Tensor:
+        scale, offset = statistics()
+        return offset if linear_map.bias is None else linear_map.bias * scale + offset
+
+    return replace(
+        linear_map,
+        weight=linear_map.derived((version, "weight"), merged_weight),
+        bias=linear_map.derived((version, "bias"), merged_bias),
+        origin=(linear_map.origin, version),
+    )

@@ -1,0 +1,95 @@
+"""Which operation is handled how: by name, for all the spellings of an operation at once."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from lrp_cli.engine.operations import activations, attention, constants, linear, normalisation, products
+
+Handler = Callable[..., Any]
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+ACTIVATIONS = _names(
+    """
+    relu6 gelu silu hardswish elu selu celu mish softplus softsign tanhshrink hardtanh clamp logsigmoid hardshrink
+    softshrink pow square
+    """
+)
+"""Elementwise functions that relevance passes unchanged."""
+
+HANDLERS: dict[str, Handler] = {
+    "linear": linear.linear,
+    "addmm": linear.addmm,
+    "batch_norm": linear.batch_norm,
+    **{f"conv{d}d": partial(linear.convolution, dimensions=d) for d in (1, 2, 3)},
+    **{f"conv_transpose{d}d": partial(linear.convolution, dimensions=d, transposed=True) for d in (1, 2, 3)},
+    **dict.fromkeys(ACTIVATIONS, activations.identity_rule),
+    **dict.fromkeys(["sigmoid", "hardsigmoid", "tanh"], activations.gate),
+    "softmax": products.softmax,
+    **dict.fromkeys(["mul", "bmm", "mm", "einsum"], products.bilinear),
+    **dict.fromkeys(["matmul", "rmatmul"], products.matmul),
+    **dict.fromkeys(["div", "rdiv"], products.divide),
+    "layer_norm": normalisation.layer_norm,
+    "rms_norm": normalisation.rms_norm,
+    "group_norm": normalisation.group_norm,
+    "instance_norm": normalisation.instance_norm,
+    "normalize": normalisation.normalize,
+    "local_response_norm": normalisation.local_response_norm,
+    "scaled_dot_product_attention": attention.scaled_dot_product_attention,
+    "multi_head_attention_forward": attention.multi_head_attention,
+    "add": constants.add,
+    "sub": constants.subtract,
+    "rsub": constants.subtract_reflected,
+    **dict.fromkeys(["cat", "stack"], constants.join),
+    "where": constants.where,
+    "masked_fill": constants.masked_fill,
+    "pad": constants.pad,
+}
+"""Operations with a handler of their own."""
+
+# Shapes.
+_SHAPES = _names(
+    """
+    view reshape flatten unflatten permute transpose t contiguous squeeze unsqueeze expand expand_as repeat tile
+    repeat_interleave chunk tensor_split split split_with_sizes hsplit vsplit unbind getitem select narrow
+    index_select gather take_along_dim roll flip fliplr flipud rot90 clone to float double half bfloat16 type
+    type_as view_as reshape_as movedim diagonal unfold fold pixel_shuffle pixel_unshuffle channel_shuffle as_strided
+    broadcast_to atleast_1d atleast_2d atleast_3d squeeze_copy identity alias cpu cuda
+    """
+)
+# Sums and means.
+_SUMS = _names(
+    """
+    sum mean nansum cumsum neg positive interpolate upsample avg_pool1d avg_pool2d avg_pool3d
+    adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d lp_pool2d
+    """
+)
+# Maxima: the winner takes all.
+_MAXIMA = _names(
+    """
+    max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d amax amin
+    max_pool2d_with_indices
+    """
+)
+# Piecewise linear through zero, and dropout, which is the identity in eval mode.
+_PIECEWISE_LINEAR = _names(
+    """
+    relu leaky_relu prelu rrelu abs dropout dropout1d dropout2d dropout3d feature_dropout alpha_dropout
+    feature_alpha_dropout
+    """
+)
+HOMOGENEOUS = _SHAPES | _SUMS | _MAXIMA | _PIECEWISE_LINEAR
+"""Operations with f(x) = f'(x) x, which plain autograd propagates relevance through in the gradient form."""
+
+KEEPS_GATES = _names(
+    """
+    view reshape flatten unflatten permute transpose t contiguous squeeze unsqueeze expand expand_as repeat chunk
+    split unbind getitem select narrow roll clone to float type_as view_as reshape_as movedim broadcast_to dropout
+    mean repeat_interleave get T get mT interpolate
+    """
+)
+"""Operations after which a gate is still a gate."""

@@ -1,0 +1,126 @@
+"""Layer-wise Relevance Propagation: one forward pass, then one backward pass for every target."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lrp_cli.engine.books import Books
+from lrp_cli.engine.interception import Interception
+from lrp_cli.engine.layers import Assignment
+from lrp_cli.engine.run import Run
+from lrp_cli.engine.tracking import current, tagged
+from lrp_cli.engine.weights import WeightCache
+from lrp_cli.errors import EngineError
+
+
+@dataclass(frozen=True)
+class Propagated:
+    """Relevance of one target for a batch.
+
+    Attributes:
+        relevance: relevance of the input, shape of the input.
+        books: what every layer absorbed.
+    """
+
+    relevance: Tensor
+    books: Books
+
+
+class Propagation:
+    """A forward pass whose output can be explained, for any number of targets.
+
+    Attributes:
+        logits: the model's output, shape (N, classes), detached.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        assignment: Assignment,
+        *,
+        attention: str = "cp-lrp",
+        on_unknown: str = "error",
+        bounds: tuple[Tensor, Tensor] | None = None,
+        cache: WeightCache | None = None,
+    ) -> None:
+        """Run the model on ``x``.
+
+        Args:
+            model: a module in eval mode; it is left as it is.
+            x: floating-point input, the batch first: shape (N, ...).
+            assignment: which rule a layer gets.
+            attention: "cp-lrp" or "attnlrp": how softmax attention hands on relevance.
+            on_unknown: "error" or "gradient": what becomes of relevance at an operation without a rule.
+            bounds: smallest and largest values of the input, broadcastable to x; the z-box rule needs them.
+            cache: transformed weights kept from an earlier pass over the same model.
+
+        Raises:
+            EngineError: the model is in training mode, or does not return a tensor (N, classes) that depends on x.
+        """
+        _check_model(model)
+        self._run = Run(model, x.shape[0], assignment, attention=attention, on_unknown=on_unknown, cache=cache)
+        # Relevance is x times the modified gradient: an entry that is exactly zero could carry none.
+        self._x = torch.where(x == 0, torch.finfo(x.dtype).tiny ** 0.5, x.detach()).requires_grad_()
+        with torch.enable_grad(), self._run.modules.watching():
+            entering = self._x.clone()
+            tag = tagged(entering, self._run)
+            tag.is_input = True
+            if bounds is not None:
+                tag.bounds = bounds[0].to(x).expand(x.shape), bounds[1].to(x).expand(x.shape)
+            with Interception(self._run):
+                output = model(entering)
+        self._logits = _check_output(output, self._run)
+        self.logits = self._logits.detach()
+
+    def propagate(self, seed: Tensor, *, keep: bool = True) -> Propagated:
+        """Hand relevance down from the output to the input.
+
+        Args:
+            seed: the modified gradient of the output, shape (N, classes): the relevance of the output is
+                ``logits * seed``; one-hot rows explain one class's logit.
+            keep: whether further targets follow; False frees memory on the way.
+
+        Raises:
+            EngineError: relevance arrives at an operation without a rule, or a value is not finite.
+        """
+        self._run.books = books = Books(self._run.samples)
+        gradient, _ = torch.autograd.grad(
+            self._logits, [self._x, self._run.anchor], seed.to(self._logits), retain_graph=keep, allow_unused=True
+        )
+        if gradient is None:
+            raise EngineError("no relevance reaches the input: the output does not depend on it by any path")
+        relevance = self._x.detach() * gradient
+        _check_finite(relevance, books)
+        return Propagated(relevance, books)
+
+
+def _check_model(model: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise EngineError(f"a torch.nn.Module is needed, not {type(model).__name__}")
+    training = [name or type(model).__name__ for name, module in model.named_modules() if module.training]
+    if training:
+        raise EngineError(f"the model is in training mode ({training[0]}); call model.eval() first")
+
+
+def _check_output(returned: Any, run: Run) -> Tensor:
+    output: Tensor = current(returned, run) if isinstance(returned, Tensor) else returned
+    if not isinstance(output, Tensor):
+        raise EngineError(
+            f"the model returns {type(output).__name__}, not a tensor (N, classes); wrap it in a module that picks one"
+        )
+    if output.dim() != 2 or output.shape[0] != run.samples:
+        raise EngineError(f"the model returns shape {tuple(output.shape)}; (N, classes) is needed")
+    if not run.carries(output):
+        raise EngineError("the model's output does not depend on its input, or was detached from it")
+    return output
+
+
+def _check_finite(relevance: Tensor, books: Books) -> None:
+    for layer, absorbed in books.absorbed().items():
+        if not absorbed.isfinite().all():
+            raise EngineError(f"relevance is not finite at layer {layer}; try a rule with a larger stabiliser there")
+    if not relevance.isfinite().all():
+        raise EngineError("relevance is not finite at the input; try a rule with a larger stabiliser")

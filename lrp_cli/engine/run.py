@@ -1,0 +1,102 @@
+"""One forward pass and the backward passes over it: the state that the operations share."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lrp_cli.engine.books import CONSTANT, Books
+from lrp_cli.engine.layers import BATCH_NORM, Assignment, Layer
+from lrp_cli.engine.rules import Rule
+from lrp_cli.engine.tracking import ModuleTracker, tag_of, tagged
+from lrp_cli.engine.weights import WeightCache
+
+
+class Run:
+    """State of one forward pass and of the backward passes over it.
+
+    Attributes:
+        assignment: which rule a layer gets.
+        attention: "attnlrp" or "cp-lrp".
+        on_unknown: "error" or "gradient": what becomes of an operation that no rule is known for.
+        cache: transformed weights, kept from run to run.
+        modules: which module is running.
+        books: the books of the backward pass in hand.
+        anchor: an empty tensor at the root of every constant, so that backward passes visit the constants.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        samples: int,
+        assignment: Assignment,
+        *,
+        attention: str = "cp-lrp",
+        on_unknown: str = "error",
+        cache: WeightCache | None = None,
+    ) -> None:
+        self.samples = samples
+        self.assignment = assignment
+        self.attention = attention
+        self.on_unknown = on_unknown
+        self.cache = cache or WeightCache()
+        self.modules = ModuleTracker(model)
+        self.books = Books(samples)
+        self.anchor = torch.empty(0, requires_grad=True)
+        self.layer_count = 0
+        self._rules: dict[Layer, Rule] = {}
+
+    def new_layer(self, kind: str, suffix: str = "") -> Layer:
+        """Return the layer that is being executed, the next one in order."""
+        name = self.modules.name + suffix
+        if kind == BATCH_NORM:
+            return Layer(name, self.modules.class_name, kind, self.layer_count)
+        layer = Layer(name, self.modules.class_name, kind, self.layer_count)
+        self.layer_count += 1
+        return layer
+
+    def rule(self, layer: Layer) -> Rule:
+        """Return the layer's rule. Only once the forward pass is over: first and last are known then."""
+        if layer not in self._rules:
+            self._rules[layer] = self.assignment.rule(layer, self.layer_count)
+        return self._rules[layer]
+
+    def carries(self, value: Any) -> bool:
+        """Whether relevance can pass through a value: it is a tensor that depends on the model's input."""
+        return isinstance(value, Tensor) and value.requires_grad and not value.is_leaf
+
+    def is_gate(self, tensor: Tensor) -> bool:
+        """Whether the tensor weighs other activations (it came out of a sigmoid, softmax or the like)."""
+        tag = tag_of(tensor, self)
+        return tag is not None and tag.is_gate
+
+    def keep(self, tensor: Tensor) -> Tensor:
+        """Return the tensor for use on the way back, safe from operations in place."""
+        tagged(tensor, self).kept = "any"
+        if tensor._base is not None:
+            tagged(tensor._base, self).kept = "any"
+        return tensor.detach()
+
+    def constant(self, value: Tensor | float, like: Tensor) -> Tensor:
+        """Return a constant as a tensor of ``like``'s shape whose share of the relevance goes to the books."""
+        tensor = value if isinstance(value, Tensor) else torch.as_tensor(value, dtype=like.dtype, device=like.device)
+        booked: Tensor = _Constant.apply(self.anchor, tensor.expand(like.shape), self, self.modules.name)
+        return booked
+
+
+class _Constant(torch.autograd.Function):
+    """A constant whose share of the relevance is booked to the module that was running."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, value: Tensor, run: Run, layer: str) -> Tensor:
+        ctx.set_materialize_grads(False)
+        ctx.value, ctx.run, ctx.layer = value, run, layer
+        return value.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        (g,) = gradients
+        if g is not None:
+            # An attention mask is minus infinity where it lets nothing through, and nothing has no share.
+            ctx.run.books.book(ctx.layer, CONSTANT, torch.where(g == 0, 0.0, ctx.value * g))
+        return None, None, None, None

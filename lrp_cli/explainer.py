@@ -1,0 +1,219 @@
+"""The Python API: explain the scores of a PyTorch classifier."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from lrp_cli.engine.books import Books
+from lrp_cli.engine.propagation import Propagation
+from lrp_cli.engine.weights import WeightCache
+from lrp_cli.errors import ConfigError, EngineError, UsageError
+from lrp_cli.rulesets import NamedRuleset, load
+from lrp_cli.rulesets.assignment import RulesetAssignment
+from lrp_cli.rulesets.schema import ZBoxSpec
+
+DEFAULT_CONFIG = "epsilon-plus-flat"
+
+Target: TypeAlias = int | Sequence[int] | Tensor | None
+"""A class index for all samples, one for each, shape (N,), a seed, shape (N, classes), or None: the predicted class."""
+
+Bounds: TypeAlias = tuple[float | Sequence[float], float | Sequence[float]]
+"""The lowest and the highest value of the input: a number each, or one for each channel."""
+
+BALANCE = {torch.float64: 1e-10, torch.float32: 1e-3}
+"""How far the books may be out of balance, in proportion to the relevance that was booked."""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Where a score comes from.
+
+    For every sample, ``scores = relevance.sum() + absorbed_sum`` up to rounding.
+
+    Attributes:
+        relevance: relevance of the input, shape of the input, (N, C, H, W) for pictures, in units of the score.
+        scores: the explained scores, shape (N,): the target's logit, or the seed times the logits.
+        logits: the model's output, shape (N, classes).
+        target: the explained classes, shape (N,); None where a seed was given.
+        books: what every layer absorbed, and as what.
+    """
+
+    relevance: Tensor
+    scores: Tensor
+    logits: Tensor
+    target: Tensor | None
+    books: Books
+
+    @property
+    def absorbed(self) -> Mapping[str, Tensor]:
+        """Relevance absorbed by each layer (biases, epsilon, constants): layer name -> shape (N,), float64."""
+        return self.books.absorbed()
+
+    @property
+    def relevance_sum(self) -> Tensor:
+        """The relevance that reached the input, shape (N,), float64."""
+        return self.relevance.flatten(1).sum(dim=1, dtype=torch.float64)
+
+    @property
+    def absorbed_sum(self) -> Tensor:
+        """The relevance that did not reach the input, shape (N,), float64."""
+        return self.books.total()
+
+    @property
+    def imbalance(self) -> Tensor:
+        """Score minus the relevance that is accounted for, shape (N,), float64: zero up to rounding."""
+        return self.scores.double() - self.relevance_sum - self.absorbed_sum
+
+
+class Explainer:
+    """Explains a classifier by Layer-wise Relevance Propagation.
+
+    The model is left exactly as it is: parameters, buffers, hooks, training flags and ``requires_grad``.
+
+    Example:
+        >>> explainer = Explainer(model.eval(), config="epsilon-plus-flat")
+        >>> explanation = explainer.explain(x, target=281)
+        >>> explanation.relevance.sum() + explanation.absorbed_sum  # = explanation.scores
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: str | Path | NamedRuleset = DEFAULT_CONFIG,
+        *,
+        bounds: Bounds | None = None,
+        on_unknown: str = "error",
+    ) -> None:
+        """Prepare to explain ``model``.
+
+        Args:
+            model: a module in eval mode that maps (N, ...) to logits (N, classes).
+            config: a preset's name, the path of a YAML file, or a loaded config.
+            bounds: lowest and highest value of the input, for configs with the z-box rule.
+            on_unknown: "error", or "gradient" to use the plain gradient for operations that no rule is known for.
+
+        Raises:
+            ConfigError: the config does not exist or is not valid, or its z-box rule has no bounds.
+            UsageError: ``on_unknown`` is something else.
+        """
+        if on_unknown not in {"error", "gradient"}:
+            raise UsageError(f"on_unknown is 'error' or 'gradient', not {on_unknown!r}")
+        self.model = model
+        self.config = config if isinstance(config, NamedRuleset) else load(config)
+        self._assignment = RulesetAssignment(self.config)
+        self._bounds = _bounds(self.config, bounds)
+        self._on_unknown = on_unknown
+        self._cache = WeightCache()
+
+    def explain(self, x: Tensor, target: Target = None) -> Explanation:
+        """Explain one score of every sample.
+
+        Args:
+            x: input batch, floating point, shape (N, C, H, W) for pictures, (N, ...) in general.
+            target: which score; the predicted class by default (:data:`Target`).
+
+        Raises:
+            UsageError: the target does not fit the model's output.
+            ConfigError: the config has no rule for a layer.
+            EngineError: the model is in training mode or has an operation that no rule is known for, a value is not
+                finite, or the books do not balance.
+        """
+        return self.forward(x).explain(target, keep=False)
+
+    def forward(self, x: Tensor) -> "ForwardPass":
+        """Run the model once, to explain several targets of the same samples. Arguments and errors as above."""
+        propagation = Propagation(
+            self.model,
+            x,
+            self._assignment,
+            attention=self.config.ruleset.attention,
+            on_unknown=self._on_unknown,
+            bounds=self._bounds_like(x),
+            cache=self._cache,
+        )
+        return ForwardPass(propagation)
+
+    def _bounds_like(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        if self._bounds is None:
+            return None
+        low, high = (torch.as_tensor(end, dtype=x.dtype, device=x.device) for end in self._bounds)
+        by_channel = (-1, *[1] * (x.dim() - 2))
+        return low.reshape(by_channel), high.reshape(by_channel)
+
+
+class ForwardPass:
+    """A forward pass, ready to explain any number of targets.
+
+    Attributes:
+        logits: the model's output, shape (N, classes).
+    """
+
+    def __init__(self, propagation: Propagation) -> None:
+        self._propagation = propagation
+        self.logits = propagation.logits
+
+    def explain(self, target: Target = None, *, keep: bool = True) -> Explanation:
+        """Explain one score of every sample; ``keep=False`` says that this is the last, and frees memory."""
+        classes, seed = _seed(target, self.logits)
+        propagated = self._propagation.propagate(seed, keep=keep)
+        explanation = Explanation(
+            relevance=propagated.relevance,
+            scores=(self.logits * seed).sum(dim=1),
+            logits=self.logits,
+            target=classes,
+            books=propagated.books,
+        )
+        _check_balance(explanation)
+        return explanation
+
+
+def _seed(target: Target, logits: Tensor) -> tuple[Tensor | None, Tensor]:
+    """Return the explained classes, shape (N,), or None, and the seed, shape (N, classes)."""
+    samples, classes = logits.shape
+    if isinstance(target, Tensor) and target.dim() == 2:
+        if target.shape != logits.shape:
+            raise UsageError(f"a seed has the shape of the logits, {tuple(logits.shape)}, not {tuple(target.shape)}")
+        return None, target.to(logits)
+    if target is None:
+        indices = logits.argmax(dim=1)
+    else:
+        indices = torch.as_tensor(target, device=logits.device)
+        if indices.is_floating_point() or indices.dtype == torch.bool or indices.dim() > 1:
+            raise UsageError("a target is a class index, one a sample, or a seed of shape (N, classes)")
+        if indices.dim() == 1 and len(indices) != samples:
+            raise UsageError(f"{len(indices)} targets for {samples} samples")
+        indices = indices.long().expand(samples)
+        if bool(((indices < 0) | (indices >= classes)).any()):
+            raise UsageError(f"target out of range: the model has the classes 0 to {classes - 1}")
+    return indices, torch.nn.functional.one_hot(indices, classes).to(logits)
+
+
+def _check_balance(explanation: Explanation) -> None:
+    booked = torch.stack([explanation.scores.double().abs(), *(a.abs() for a in explanation.absorbed.values())]).sum(0)
+    tolerance = BALANCE.get(explanation.relevance.dtype, 1e-2)
+    if bool((explanation.imbalance.abs() > tolerance * booked).any()):
+        worst = (explanation.imbalance.abs() / booked).max().item()
+        raise EngineError(
+            f"the books do not balance: {worst:.1%} of the relevance is unaccounted for; this is a bug, please report "
+            "the model and the config"
+        )
+
+
+def _bounds(config: NamedRuleset, bounds: Bounds | None) -> Bounds | None:
+    """Return the bounds that the config gives for its z-box rule, or else those of the preprocessing."""
+    boxes = [entry.rule for entry in config.ruleset.layers if isinstance(entry.rule, ZBoxSpec)]
+    if not boxes:
+        return None
+    low = next((box.low for box in boxes if box.low is not None), None)
+    high = next((box.high for box in boxes if box.high is not None), None)
+    if bounds is None and (low is None or high is None):
+        raise ConfigError(
+            f"the z-box rule of {config.name} needs the range of the input: give bounds=(low, high), or low and high "
+            "in the config"
+        )
+    given = bounds or (0.0, 0.0)
+    return (given[0] if low is None else low), (given[1] if high is None else high)
