@@ -15,11 +15,9 @@ from lrp_cli.errors import ConfigError, EngineError, UsageError
 from lrp_cli.rulesets import NamedRuleset, load
 from lrp_cli.rulesets.assignment import RulesetAssignment
 from lrp_cli.rulesets.schema import ZBoxSpec
+from lrp_cli.seeds import Target, Versus, make_seed
 
 DEFAULT_CONFIG = "epsilon-plus-flat"
-
-Target: TypeAlias = int | Sequence[int] | Tensor | None
-"""A class index for all samples, one for each, shape (N,), a seed, shape (N, classes), or None: the predicted class."""
 
 Bounds: TypeAlias = tuple[float | Sequence[float], float | Sequence[float]]
 """The lowest and the highest value of the input: a number each, or one for each channel."""
@@ -36,7 +34,7 @@ class Explanation:
 
     Attributes:
         relevance: relevance of the input, shape of the input, (N, C, H, W) for pictures, in units of the score.
-        scores: the explained scores, shape (N,): the target's logit, or the seed times the logits.
+        scores: the explained scores, shape (N,): the seed times the logits, which is the target's logit by default.
         logits: the model's output, shape (N, classes).
         target: the explained classes, shape (N,); None where a seed was given.
         books: what every layer absorbed, and as what.
@@ -109,12 +107,14 @@ class Explainer:
         self._on_unknown = on_unknown
         self._cache = WeightCache()
 
-    def explain(self, x: Tensor, target: Target = None) -> Explanation:
+    def explain(self, x: Tensor, target: Target = None, *, versus: Versus = None, seed: str = "logit") -> Explanation:
         """Explain one score of every sample.
 
         Args:
             x: input batch, floating point, shape (N, C, H, W) for pictures, (N, ...) in general.
-            target: which score; the predicted class by default (:data:`Target`).
+            target: which score; the predicted class by default (:data:`~lrp_cli.seeds.Target`).
+            versus: what to hold the class against (:data:`~lrp_cli.seeds.Versus`).
+            seed: "logit", "one" or "probability": the relevance to start with (:mod:`lrp_cli.seeds`).
 
         Raises:
             UsageError: the target does not fit the model's output.
@@ -122,7 +122,7 @@ class Explainer:
             EngineError: the model is in training mode or has an operation that no rule is known for, a value is not
                 finite, or the books do not balance.
         """
-        return self.forward(x).explain(target, keep=False)
+        return self.forward(x).explain(target, versus=versus, seed=seed, keep=False)
 
     def forward(self, x: Tensor) -> "ForwardPass":
         """Run the model once, to explain several targets of the same samples. Arguments and errors as above."""
@@ -156,40 +156,24 @@ class ForwardPass:
         self._propagation = propagation
         self.logits = propagation.logits
 
-    def explain(self, target: Target = None, *, keep: bool = True) -> Explanation:
-        """Explain one score of every sample; ``keep=False`` says that this is the last, and frees memory."""
-        classes, seed = _seed(target, self.logits)
-        propagated = self._propagation.propagate(seed, keep=keep)
+    def explain(
+        self, target: Target = None, *, versus: Versus = None, seed: str = "logit", keep: bool = True
+    ) -> Explanation:
+        """Explain one score of every sample, as :meth:`Explainer.explain` does.
+
+        ``keep=False`` says that this is the last, and frees memory on the way.
+        """
+        classes, start = make_seed(self.logits, target, versus, seed)
+        propagated = self._propagation.propagate(start, keep=keep)
         explanation = Explanation(
             relevance=propagated.relevance,
-            scores=(self.logits * seed).sum(dim=1),
+            scores=(self.logits * start).sum(dim=1),
             logits=self.logits,
             target=classes,
             books=propagated.books,
         )
         _check_balance(explanation)
         return explanation
-
-
-def _seed(target: Target, logits: Tensor) -> tuple[Tensor | None, Tensor]:
-    """Return the explained classes, shape (N,), or None, and the seed, shape (N, classes)."""
-    samples, classes = logits.shape
-    if isinstance(target, Tensor) and target.dim() == 2:
-        if target.shape != logits.shape:
-            raise UsageError(f"a seed has the shape of the logits, {tuple(logits.shape)}, not {tuple(target.shape)}")
-        return None, target.to(logits)
-    if target is None:
-        indices = logits.argmax(dim=1)
-    else:
-        indices = torch.as_tensor(target, device=logits.device)
-        if indices.is_floating_point() or indices.dtype == torch.bool or indices.dim() > 1:
-            raise UsageError("a target is a class index, one a sample, or a seed of shape (N, classes)")
-        if indices.dim() == 1 and len(indices) != samples:
-            raise UsageError(f"{len(indices)} targets for {samples} samples")
-        indices = indices.long().expand(samples)
-        if bool(((indices < 0) | (indices >= classes)).any()):
-            raise UsageError(f"target out of range: the model has the classes 0 to {classes - 1}")
-    return indices, torch.nn.functional.one_hot(indices, classes).to(logits)
 
 
 def _check_balance(explanation: Explanation) -> None:

@@ -1,0 +1,1 @@
+"""Batch runs: pictures in, relevance and renderings out, one record for each picture and target."""

@@ -1,0 +1,76 @@
+"""What the files of a picture are called: guessable, and never the same for two pictures of a run."""
+
+import hashlib
+import os
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path, PurePath
+
+LONGEST_STEM = 150
+"""In bytes, of the 255 that a file name may have: class and kind of output follow."""
+
+
+def output_stems(pictures: Sequence[Path], folders: Sequence[Path] = ()) -> dict[Path, PurePath]:
+    """Return, for each picture, the path that its outputs' names begin with, relative to the output directory.
+
+    A picture found in one of ``folders`` keeps its place below it, any other its file name. The suffix stays, so that
+    ``cat.jpg`` and ``cat.png`` do not meet; where two pictures would still share a name, the folders that tell them
+    apart are put in front (``a/cat.jpg``, ``b/cat.jpg``).
+    """
+    roots = [Path(os.path.abspath(folder)) for folder in folders]  # noqa: PTH100 (resolve would follow links)
+    parts = {picture: _parts(picture, roots) for picture in pictures}
+    length = {picture: kept for picture, (_, kept) in parts.items()}
+    while True:
+        stems = {picture: _stem(all_parts[-length[picture] :]) for picture, (all_parts, _) in parts.items()}
+        sharing = defaultdict(list)
+        for picture, stem in stems.items():
+            sharing[str(stem).casefold()].append(picture)  # some file systems do not tell case apart
+        colliding = [picture for group in sharing.values() if len(group) > 1 for picture in group]
+        longer = [picture for picture in colliding if length[picture] < len(parts[picture][0])]
+        if not longer:
+            return stems | {picture: _with_digest(stems[picture], picture) for picture in colliding}
+        for picture in longer:
+            length[picture] += 1
+
+
+def _parts(picture: Path, roots: Sequence[Path]) -> tuple[tuple[str, ...], int]:
+    """Return the parts of the absolute path, without its root, and how many of the last are kept."""
+    absolute = Path(os.path.abspath(picture))  # noqa: PTH100
+    below = [len(absolute.parts) - len(root.parts) for root in roots if absolute.is_relative_to(root)]
+    return absolute.parts[1:], max(1, *below) if below else 1
+
+
+def _stem(parts: Sequence[str]) -> PurePath:
+    return PurePath(*(_safe(part) for part in parts))
+
+
+def _safe(part: str) -> str:
+    """Return a file name without control characters and leading dashes, cut to length."""
+    shown = "".join("_" if unicodedata.category(char) in {"Cc", "Cf", "Zl", "Zp"} else char for char in part)
+    shown = re.sub(r"^-", "_", shown)
+    encoded = os.fsencode(shown)
+    if shown == part and len(encoded) <= LONGEST_STEM:
+        return part
+    return os.fsdecode(encoded[:LONGEST_STEM].decode("utf-8", "ignore").encode()) + "~" + _digest(part)
+
+
+def _with_digest(stem: PurePath, picture: Path) -> PurePath:
+    return stem.with_name(f"{stem.name}~{_digest(os.path.abspath(picture))}")  # noqa: PTH100
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(os.fsencode(text)).hexdigest()[:8]
+
+
+def slug(label: str) -> str:
+    """Return a class name as part of a file name: ``tiger cat`` becomes ``tiger_cat``; letters and digits only."""
+    return re.sub(r"[^\w]+", "_", unicodedata.normalize("NFKC", label)).strip("_")[:40].lower()
+
+
+def output_path(directory: Path, stem: PurePath, target: int, label: str, kind: str) -> Path:
+    """Return the path of one output: ``DIRECTORY/cat.jpg.282_tiger_cat.overlay.png`` or ``... .npy``."""
+    ending = "npy" if kind == "npy" else f"{kind}.png"
+    name = "_".join(filter(None, [str(target), slug(label)]))
+    return directory / stem.with_name(f"{stem.name}.{name}.{ending}")
