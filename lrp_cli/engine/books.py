@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,6 +11,18 @@ BIAS, EPSILON, CONSTANT = "bias", "epsilon", "constant"
 NORMALISATION, UNKNOWN = "normalisation", "unknown operation"
 """What absorbs: a bias; a stabiliser, or a rule with nowhere to send relevance; a constant; a softmax's offset; the
 gradient of an operation that no rule is known for."""
+
+
+class Account(NamedTuple):
+    """Who absorbs.
+
+    Attributes:
+        layer: name of the layer.
+        operation: number of the operation in order of execution, where operations are traced.
+    """
+
+    layer: str
+    operation: int | None = None
 
 
 def per_sample(relevance: Tensor, samples: int) -> Tensor:
@@ -32,30 +45,25 @@ class Books:
 
     Attributes:
         samples: N, the number of samples in the batch.
-        entries: layer name -> kind of absorption -> relevance absorbed, shape (N,), float64.
+        entries: account -> kind of absorption -> relevance absorbed, shape (N,), float64; top layer first.
     """
 
     samples: int
-    entries: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    entries: dict[Account, dict[str, Tensor]] = field(default_factory=dict)
 
-    def book(self, layer: str, kind: str, relevance: Tensor) -> None:
-        """Add relevance (any shape, batch first) to what ``layer`` absorbed."""
-        self._add(layer, kind, per_sample(relevance, self.samples))
-
-    def book_share(self, layer: str, kind: str, constant: Tensor, gradient: Tensor) -> None:
-        """Book ``constant * gradient``: the share of a constant that was added to what carries ``gradient``.
-
-        ``constant`` broadcasts against ``gradient``.
-        """
-        self.book(layer, kind, constant * gradient)
-
-    def _add(self, layer: str, kind: str, sums: Tensor) -> None:
-        kinds = self.entries.setdefault(layer, {})
+    def book(self, account: Account, kind: str, relevance: Tensor) -> None:
+        """Add relevance (any shape, batch first) to what is absorbed on an account."""
+        sums = per_sample(relevance, self.samples)
+        kinds = self.entries.setdefault(account, {})
         kinds[kind] = kinds[kind] + sums if kind in kinds else sums
 
     def absorbed(self) -> Mapping[str, Tensor]:
         """Return layer name -> relevance absorbed, shape (N,), float64, in order of booking (top layer first)."""
-        return {layer: torch.stack(list(kinds.values())).sum(dim=0) for layer, kinds in self.entries.items()}
+        layers: dict[str, Tensor] = {}
+        for account, kinds in self.entries.items():
+            for sums in kinds.values():
+                layers[account.layer] = layers[account.layer] + sums if account.layer in layers else sums
+        return layers
 
     def total(self) -> Tensor:
         """Return the relevance absorbed by all layers together, shape (N,), float64."""

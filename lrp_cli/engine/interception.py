@@ -15,7 +15,7 @@ from lrp_cli.engine.naming import operation_name, writes_in_place
 from lrp_cli.engine.operations.registry import HANDLERS, HOMOGENEOUS, KEEPS_GATES
 from lrp_cli.engine.operations.unknown import unknown
 from lrp_cli.engine.run import Run
-from lrp_cli.engine.tracking import current, detached, supersede, tag_of, tagged, tensors_in, with_tensors
+from lrp_cli.engine.tracking import current, detached, forget, supersede, tag_of, tagged, tensors_in, with_tensors
 
 _OUT_OF_PLACE = {"relu": F.relu, "add": torch.add, "sub": torch.sub, "mul": torch.mul, "div": torch.div}
 
@@ -36,11 +36,14 @@ class Interception(TorchFunctionMode):
         carriers = [tensor for tensor in tensors_in((args, kwargs)) if self.run.carries(tensor)]
         if not carriers:
             return func(*args, **kwargs)
-        for tensor in carriers:
-            tagged(tensor, self.run).uses += 1
         if writes_in_place(func) or kwargs.get("inplace"):
-            return self._write(name, func, args, kwargs)
-        return self._execute(name, func, args, kwargs, carriers)
+            result = self._write(name, func, args, kwargs)
+        else:
+            result = self._execute(name, func, args, kwargs, carriers)
+        if any(self.run.carries(tensor) for tensor in tensors_in(result)):  # asking for a shape is no use
+            for tensor in carriers:
+                tagged(tensor, self.run).uses += 1
+        return result
 
     def _resolve(self, tensor: Tensor) -> Tensor:
         """Return what an argument stands for: a parameter's values, or what took the place of a changed tensor."""
@@ -49,6 +52,14 @@ class Interception(TorchFunctionMode):
         return current(tensor, self.run)
 
     def _execute(self, name: str, func: Any, args: Any, kwargs: Any, carriers: list[Tensor]) -> Any:
+        if self.run.trace is None:
+            return self._handle(name, func, args, kwargs, carriers)
+        with self.run.trace.operation(name, self.run) as operation:
+            args, kwargs = operation.watch_inputs(args, kwargs)
+            carriers = [tensor for tensor in tensors_in((args, kwargs)) if self.run.carries(tensor)]
+            return operation.watch_outputs(self._handle(name, func, args, kwargs, carriers))
+
+    def _handle(self, name: str, func: Any, args: Any, kwargs: Any, carriers: list[Tensor]) -> Any:
         run = self.run
         if name in HANDLERS:
             result = HANDLERS[name](run, func, args, kwargs)
@@ -108,8 +119,9 @@ class Interception(TorchFunctionMode):
         if name in {"setitem", "copy", "fill", "zero"}:
             return self._overwrite(func, args, kwargs, kept is not None)
         # After a ReLU, what was negative carries no relevance: a layer's kept output may lose it.
-        safe = kept is None or (kept == "output" and name == "relu" and tag is not None and tag.uses == 1)
-        if safe and name in HOMOGENEOUS and run.carries(target):
+        safe = kept is None or (kept == "output" and name == "relu" and tag is not None and tag.uses == 0)
+        if safe and name in HOMOGENEOUS and run.carries(target) and run.trace is None:
+            forget(target, run)
             return torch.relu_(target) if name == "relu" else func(*args, **kwargs)
         function = _OUT_OF_PLACE.get(name) or _out_of_place(func)
         carriers = [tensor for tensor in tensors_in((args, kwargs)) if run.carries(tensor)]
@@ -123,6 +135,7 @@ class Interception(TorchFunctionMode):
         if len(rest) > 1 and isinstance(rest[1], Tensor) and not run.carries(rest[1]):
             rest[1] = run.constant(rest[1], target[rest[0]].expand(target[rest[0]].shape))
         if target._base is not None and not kept:
+            forget(target, run)
             return func(target, *rest, **kwargs)
         copy = (target if run.carries(target) else run.constant(target, target)).clone()
         func(copy, *rest, **kwargs)

@@ -62,6 +62,7 @@ class LayerCall:
     ) -> None:
         self.run = run
         self.layer = layer
+        self.account = run.account()._replace(layer=layer.name)
         self.x = run.keep(x)
         self.bounds = bounds
         self._make_map = make_map
@@ -102,7 +103,7 @@ class LayerCall:
             x=self.x,
             y=self.output() if rule.needs_output else g,
             g=g,
-            book=lambda kind, relevance: self.run.books.book(self.layer.name, kind, relevance),
+            book=lambda kind, relevance: self.run.books.book(self.account, kind, relevance),
             bounds=self.bounds,
         )
         return rule.propagate(flow)

@@ -10,6 +10,7 @@ from lrp_cli.engine.books import Books
 from lrp_cli.engine.interception import Interception
 from lrp_cli.engine.layers import Assignment
 from lrp_cli.engine.run import Run
+from lrp_cli.engine.trace import Trace
 from lrp_cli.engine.tracking import current, tagged
 from lrp_cli.engine.weights import WeightCache
 from lrp_cli.errors import EngineError
@@ -45,6 +46,7 @@ class Propagation:
         on_unknown: str = "error",
         bounds: tuple[Tensor, Tensor] | None = None,
         cache: WeightCache | None = None,
+        trace: Trace | None = None,
     ) -> None:
         """Run the model on ``x``.
 
@@ -56,12 +58,15 @@ class Propagation:
             on_unknown: "error" or "gradient": what becomes of relevance at an operation without a rule.
             bounds: smallest and largest values of the input, broadcastable to x; the z-box rule needs them.
             cache: transformed weights kept from an earlier pass over the same model.
+            trace: where every operation is recorded, with the relevance that passes it.
 
         Raises:
             EngineError: the model is in training mode, or does not return a tensor (N, classes) that depends on x.
         """
         _check_model(model)
-        self._run = Run(model, x.shape[0], assignment, attention=attention, on_unknown=on_unknown, cache=cache)
+        self._run = Run(
+            model, x.shape[0], assignment, attention=attention, on_unknown=on_unknown, cache=cache, trace=trace
+        )
         # Relevance is x times the modified gradient: an entry that is exactly zero could carry none.
         self._x = torch.where(x == 0, torch.finfo(x.dtype).tiny ** 0.5, x.detach()).requires_grad_()
         with torch.enable_grad(), self._run.modules.watching():
@@ -87,6 +92,8 @@ class Propagation:
             EngineError: relevance arrives at an operation without a rule, or a value is not finite.
         """
         self._run.books = books = Books(self._run.samples)
+        if self._run.trace is not None:
+            self._run.trace.clear()
         gradient, _ = torch.autograd.grad(
             self._logits, [self._x, self._run.anchor], seed.to(self._logits), retain_graph=keep, allow_unused=True
         )
@@ -94,6 +101,8 @@ class Propagation:
             raise EngineError("no relevance reaches the input: the output does not depend on it by any path")
         relevance = self._x.detach() * gradient
         _check_finite(relevance, books)
+        if self._run.trace is not None:
+            self._run.trace.settle(books)
         return Propagated(relevance, books)
 
 

@@ -1,15 +1,18 @@
 """One forward pass and the backward passes over it: the state that the operations share."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from lrp_cli.engine.books import CONSTANT, Books
+from lrp_cli.engine.books import CONSTANT, Account, Books
 from lrp_cli.engine.layers import BATCH_NORM, Assignment, Layer
 from lrp_cli.engine.rules import Rule
 from lrp_cli.engine.tracking import ModuleTracker, tag_of, tagged
 from lrp_cli.engine.weights import WeightCache
+
+if TYPE_CHECKING:
+    from lrp_cli.engine.trace import Trace
 
 
 class Run:
@@ -22,6 +25,7 @@ class Run:
         cache: transformed weights, kept from run to run.
         modules: which module is running.
         books: the books of the backward pass in hand.
+        trace: where operations are recorded, if they are.
         anchor: an empty tensor at the root of every constant, so that backward passes visit the constants.
     """
 
@@ -34,12 +38,14 @@ class Run:
         attention: str = "cp-lrp",
         on_unknown: str = "error",
         cache: WeightCache | None = None,
+        trace: "Trace | None" = None,
     ) -> None:
         self.samples = samples
         self.assignment = assignment
         self.attention = attention
         self.on_unknown = on_unknown
         self.cache = cache or WeightCache()
+        self.trace = trace
         self.modules = ModuleTracker(model)
         self.books = Books(samples)
         self.anchor = torch.empty(0, requires_grad=True)
@@ -48,12 +54,13 @@ class Run:
 
     def new_layer(self, kind: str, suffix: str = "") -> Layer:
         """Return the layer that is being executed, the next one in order."""
-        name = self.modules.name + suffix
-        if kind == BATCH_NORM:
-            return Layer(name, self.modules.class_name, kind, self.layer_count)
-        layer = Layer(name, self.modules.class_name, kind, self.layer_count)
-        self.layer_count += 1
+        layer = Layer(self.modules.name + suffix, self.modules.class_name, kind, self.layer_count)
+        self.layer_count += kind != BATCH_NORM
         return layer
+
+    def account(self, suffix: str = "") -> Account:
+        """Return the account that what is being executed books on."""
+        return Account(self.modules.name + suffix, None if self.trace is None else self.trace.number)
 
     def rule(self, layer: Layer) -> Rule:
         """Return the layer's rule. Only once the forward pass is over: first and last are known then."""
@@ -80,7 +87,7 @@ class Run:
     def constant(self, value: Tensor | float, like: Tensor) -> Tensor:
         """Return a constant as a tensor of ``like``'s shape whose share of the relevance goes to the books."""
         tensor = value if isinstance(value, Tensor) else torch.as_tensor(value, dtype=like.dtype, device=like.device)
-        booked: Tensor = _Constant.apply(self.anchor, tensor.expand(like.shape), self, self.modules.name)
+        booked: Tensor = _Constant.apply(self.anchor, tensor.expand(like.shape), self, self.account())
         return booked
 
 
@@ -88,9 +95,9 @@ class _Constant(torch.autograd.Function):
     """A constant whose share of the relevance is booked to the module that was running."""
 
     @staticmethod
-    def forward(ctx: Any, anchor: Tensor, value: Tensor, run: Run, layer: str) -> Tensor:
+    def forward(ctx: Any, anchor: Tensor, value: Tensor, run: Run, account: Account) -> Tensor:
         ctx.set_materialize_grads(False)
-        ctx.value, ctx.run, ctx.layer = value, run, layer
+        ctx.value, ctx.run, ctx.account = value, run, account
         return value.detach()
 
     @staticmethod
@@ -98,5 +105,5 @@ class _Constant(torch.autograd.Function):
         (g,) = gradients
         if g is not None:
             # An attention mask is minus infinity where it lets nothing through, and nothing has no share.
-            ctx.run.books.book(ctx.layer, CONSTANT, torch.where(g == 0, 0.0, ctx.value * g))
+            ctx.run.books.book(ctx.account, CONSTANT, torch.where(g == 0, 0.0, ctx.value * g))
         return None, None, None, None

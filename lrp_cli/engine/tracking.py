@@ -62,6 +62,13 @@ def tagged(tensor: Tensor, run: "Run") -> Tag:
     return tag
 
 
+def share_tag(source: Tensor, tensor: Tensor) -> None:
+    """Let a tensor go under the same notes as another one, which it stands for."""
+    tag = getattr(source, _ATTRIBUTE, None)
+    if tag is not None:
+        setattr(tensor, _ATTRIBUTE, tag)
+
+
 def detached(parameter: Tensor) -> Tensor:
     """Return a parameter's values, which remember the parameter (:func:`source_of`)."""
     values = parameter.detach()
@@ -101,6 +108,15 @@ def supersede(tensor: Tensor, result: Tensor, run: "Run") -> None:
     tagged(tensor, run).now = result
     if tensor._base is not None:
         tagged(tensor._base, run).is_stale = True
+
+
+def forget(tensor: Tensor, run: "Run") -> None:
+    """Drop what is known of a tensor's values: it is about to be changed in place."""
+    for changed in (tensor, tensor._base):
+        tag = None if changed is None else tag_of(changed, run)
+        if tag is not None:
+            tag.layer_call = tag.layer_input = tag.bounds = None
+            tag.is_gate = tag.is_input = False
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

@@ -37,7 +37,7 @@ class IdentityRule(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, run: Run, function: Callable[[Tensor], Tensor]) -> Tensor:
         ctx.set_materialize_grads(False)
-        ctx.x, ctx.run, ctx.layer, ctx.function = run.keep(x), run, run.modules.name, function
+        ctx.x, ctx.run, ctx.account, ctx.function = run.keep(x), run, run.account(), function
         return function(x.detach())
 
     @staticmethod
@@ -54,5 +54,5 @@ class IdentityRule(torch.autograd.Function):
         # f(0) is not zero (sigmoid, softplus): y / x has no limit there, and the stabiliser absorbs.
         y = ctx.function(x)
         ratio = y / (x + torch.where(x < 0, -STABILISER, STABILISER))
-        ctx.run.books.book(ctx.layer, EPSILON, g * (y - x * ratio))
+        ctx.run.books.book(ctx.account, EPSILON, g * (y - x * ratio))
         return g * ratio, None, None

@@ -33,6 +33,8 @@ def _constant(tensor: Tensor | None) -> Tensor | None:
 def run_layer(run: Run, layer: Layer, linear_map: LinearMap, x: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
     """Execute a layer: ``compute`` makes the output in the forward pass, the layer's rule the way back."""
     tag = tag_of(x, run)
+    if run.trace is not None:
+        run.trace.add_layer(layer)
     call = LayerCall(run, layer, lambda: linear_map, x, bounds=tag.bounds if tag else None)
     y: Tensor = LayerNode.apply(x, call, compute)
     _note_layer(run, y, call, x)
@@ -153,6 +155,9 @@ def batch_norm(run: Run, function: Any, args: Any, kwargs: Any) -> Any:
     version = (*(_version(tensor) for tensor in (mean, variance, a.get("weight"), a.get("bias"))), eps)
     merged = LayerCall(run, fed_by.layer, lambda: _merge(fed_by.map, statistics, version), fed_by.x, fed_by.bounds)
     fed_by.drop_output()
+    if run.trace is not None:
+        run.trace.add_layer(layer_alone)
+        run.trace.merge(fed_by.account.operation)
     y: Tensor = MergedNode.apply(tag.layer_input, t, merged, alone, lambda: tag.uses > 1, compute)
     _note_layer(run, y, merged, tag.layer_input)
     return y

@@ -28,7 +28,7 @@ class Standardised(torch.autograd.Function):
     ) -> Tensor:
         ctx.set_materialize_grads(False)
         ctx.r, ctx.gain, ctx.shift, ctx.centred = r, gain, shift, centred
-        ctx.run, ctx.layer = run, run.modules.name
+        ctx.run, ctx.account = run, run.account()
         return y
 
     @staticmethod
@@ -37,7 +37,7 @@ class Standardised(torch.autograd.Function):
         if g is None:
             return (None,) * 7
         if ctx.shift is not None:
-            ctx.run.books.book_share(ctx.layer, BIAS, ctx.shift, g)
+            ctx.run.books.book(ctx.account, BIAS, ctx.shift * g)
         h = g if ctx.gain is None else g * ctx.gain
         grouped = h.reshape(ctx.r.shape[0], -1)
         if ctx.centred:

@@ -93,3 +93,17 @@ KEEPS_GATES = _names(
     """
 )
 """Operations after which a gate is still a gate."""
+
+CONVENTIONS = {
+    **dict.fromkeys(ACTIVATIONS, "identity"),
+    **dict.fromkeys(["sigmoid", "hardsigmoid", "tanh"], "identity"),
+    **dict.fromkeys(["mul", "bmm", "mm", "einsum", "matmul", "rmatmul"], "gate constant, else half each"),
+    **dict.fromkeys(["div", "rdiv"], "denominator constant"),
+    **dict.fromkeys(["layer_norm", "rms_norm", "group_norm", "instance_norm", "normalize"], "scale constant"),
+    "local_response_norm": "scale constant",
+    "softmax": "Taylor",
+    **dict.fromkeys(["add", "sub", "rsub", "cat", "stack", "where", "masked_fill"], "in proportion"),
+    **dict.fromkeys(HOMOGENEOUS, "linear"),
+    **dict.fromkeys(_MAXIMA, "winner takes all"),
+}
+"""How operations without a configurable rule hand on relevance, in a few words."""

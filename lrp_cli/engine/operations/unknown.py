@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lrp_cli.engine.books import UNKNOWN
+from lrp_cli.engine.books import UNKNOWN, Account
 from lrp_cli.engine.naming import operation_name
 from lrp_cli.engine.run import Run
 from lrp_cli.engine.tracking import tensors_in, with_tensors
@@ -50,27 +50,27 @@ def _is_homogeneous(carriers: list[Tensor], outputs: list[Tensor]) -> bool:
 
 def booked(run: Run, function: Any, args: Any, kwargs: Any, kind: str) -> Any:
     """Execute an operation with its plain gradient; the relevance that it does not hand on is booked under ``kind``."""
-    layer = run.modules.name
-    entered = with_tensors((args, kwargs), lambda t: _Booked.apply(t, run, layer, kind, -1) if run.carries(t) else t)
+    account = run.account()
+    entered = with_tensors((args, kwargs), lambda t: _Booked.apply(t, run, account, kind, -1) if run.carries(t) else t)
     result = function(*entered[0], **entered[1])
-    return with_tensors(result, lambda t: _Booked.apply(t, run, layer, kind, 1) if run.carries(t) else t)
+    return with_tensors(result, lambda t: _Booked.apply(t, run, account, kind, 1) if run.carries(t) else t)
 
 
 class _Booked(torch.autograd.Function):
     """Nothing forward; backward, books the relevance that passes, with a sign."""
 
     @staticmethod
-    def forward(ctx: Any, t: Tensor, run: Run, layer: str, kind: str, sign: int) -> Tensor:
+    def forward(ctx: Any, t: Tensor, run: Run, account: Account, kind: str, sign: int) -> Tensor:
         ctx.set_materialize_grads(False)
-        ctx.t, ctx.note = run.keep(t), (run, layer, kind, sign)
+        ctx.t, ctx.note = run.keep(t), (run, account, kind, sign)
         return t.detach()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         (g,) = gradients
         if g is not None:
-            run, layer, kind, sign = ctx.note
-            run.books.book(layer, kind, sign * ctx.t * g)
+            run, account, kind, sign = ctx.note
+            run.books.book(account, kind, sign * ctx.t * g)
         return g, None, None, None, None
 
 
