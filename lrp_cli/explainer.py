@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from lrp_cli.engine.books import Books
 from lrp_cli.engine.propagation import Propagation
+from lrp_cli.engine.trace import Trace
 from lrp_cli.engine.weights import WeightCache
 from lrp_cli.errors import ConfigError, EngineError, UsageError
 from lrp_cli.rulesets import NamedRuleset, load
 from lrp_cli.rulesets.assignment import RulesetAssignment
+from lrp_cli.rulesets.auto import AUTO, preset_for
 from lrp_cli.rulesets.schema import ZBoxSpec
 from lrp_cli.seeds import Target, Versus, make_seed
-
-DEFAULT_CONFIG = "epsilon-plus-flat"
 
 Bounds: TypeAlias = tuple[float | Sequence[float], float | Sequence[float]]
 """The lowest and the highest value of the input: a number each, or one for each channel."""
@@ -81,7 +81,7 @@ class Explainer:
     def __init__(
         self,
         model: nn.Module,
-        config: str | Path | NamedRuleset = DEFAULT_CONFIG,
+        config: str | Path | NamedRuleset = AUTO,
         *,
         bounds: Bounds | None = None,
         on_unknown: str = "error",
@@ -90,7 +90,8 @@ class Explainer:
 
         Args:
             model: a module in eval mode that maps (N, ...) to logits (N, classes).
-            config: a preset's name, the path of a YAML file, or a loaded config.
+            config: a preset's name, the path of a YAML file, a loaded config, or "auto": the preset that suits the
+                kind of network (:mod:`lrp_cli.rulesets.auto`), which ``self.config`` then names.
             bounds: lowest and highest value of the input, for configs with the z-box rule.
             on_unknown: "error", or "gradient" to use the plain gradient for operations that no rule is known for.
 
@@ -101,8 +102,10 @@ class Explainer:
         if on_unknown not in {"error", "gradient"}:
             raise UsageError(f"on_unknown is 'error' or 'gradient', not {on_unknown!r}")
         self.model = model
+        if config == AUTO:
+            config = preset_for(model.modules(), bounded=bounds is not None)
         self.config = config if isinstance(config, NamedRuleset) else load(config)
-        self._assignment = RulesetAssignment(self.config)
+        self.assignment = RulesetAssignment(self.config)
         self._bounds = _bounds(self.config, bounds)
         self._on_unknown = on_unknown
         self._cache = WeightCache()
@@ -124,16 +127,20 @@ class Explainer:
         """
         return self.forward(x).explain(target, versus=versus, seed=seed, keep=False)
 
-    def forward(self, x: Tensor) -> "ForwardPass":
-        """Run the model once, to explain several targets of the same samples. Arguments and errors as above."""
+    def forward(self, x: Tensor, *, trace: Trace | None = None) -> "ForwardPass":
+        """Run the model once, to explain several targets of the same samples. Arguments and errors as above.
+
+        A ``trace`` records every operation, and the relevance that passes it.
+        """
         propagation = Propagation(
             self.model,
             x,
-            self._assignment,
+            self.assignment,
             attention=self.config.ruleset.attention,
             on_unknown=self._on_unknown,
             bounds=self._bounds_like(x),
             cache=self._cache,
+            trace=trace,
         )
         return ForwardPass(propagation)
 

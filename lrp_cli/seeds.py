@@ -27,10 +27,10 @@ SEED_KINDS: tuple[str, ...] = get_args(SeedKind)
 REST = "rest"
 
 Target: TypeAlias = int | Sequence[int] | Tensor | None
-"""A class index for all samples, one each, shape (N,), a ready-made seed, shape (N, classes), or None: the predicted."""
+"""A class index for all samples, one each (N,), a ready-made seed (N, classes), or None: the predicted class."""
 
 Versus: TypeAlias = int | str | Sequence[int | str | None] | None
-"""What a target is held against: a class index, "rest" (the mean of all others) or None; one, or one for each sample."""
+"""What a target is held against: a class index, "rest" (the mean of all others) or None; one, or one a sample."""
 
 
 def make_seed(logits: Tensor, target: Target, versus: Versus, kind: str) -> tuple[Tensor | None, Tensor]:

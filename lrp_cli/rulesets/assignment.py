@@ -10,13 +10,14 @@ from lrp_cli.rulesets.schema import (
     EpsilonSpec,
     FlatSpec,
     GammaSpec,
+    LayerEntry,
     LRP0Spec,
     RuleSpec,
     WSquareSpec,
     ZBoxSpec,
     ZPlusSpec,
 )
-from lrp_cli.rulesets.selection import Layer, candidates, select
+from lrp_cli.rulesets.selection import Layer, candidates, describe, select
 
 
 class RulesetAssignment:
@@ -38,8 +39,16 @@ class RulesetAssignment:
         Raises:
             ConfigError: no entry matches the layer.
         """
+        return engine_rule(self._entry(layer, count).rule)
+
+    def explain(self, layer: EngineLayer, count: int) -> tuple[str, str]:
+        """Return the layer's rule in words, such as ``gamma 0.25``, and which of its properties it was chosen by."""
+        entry = self._entry(layer, count)
+        return _in_words(entry.rule), describe(entry)
+
+    def _entry(self, layer: EngineLayer, count: int) -> LayerEntry:
         described = Layer(layer.name, layer.class_name, layer.kind, layer.index, count)
-        return engine_rule(select(self.config.ruleset, described, config=self.config.name).rule)
+        return select(self.config.ruleset, described, config=self.config.name)
 
 
 @singledispatch
@@ -87,3 +96,13 @@ def _(spec: WSquareSpec) -> rules.Rule:
 @engine_rule.register
 def _(spec: ZBoxSpec) -> rules.Rule:
     return rules.ZBox(spec.stabiliser)
+
+
+def _in_words(spec: RuleSpec) -> str:
+    """Return a rule with its parameter, and whatever else is not at its default."""
+    main: dict[str, str] = {"epsilon": "{epsilon:g}", "gamma": "{gamma:g}", "alpha-beta": "{alpha:g} {beta:g}"}
+    settings = spec.model_dump()
+    others = spec.model_dump(exclude={"type", "epsilon", "gamma", "alpha", "beta"}, exclude_defaults=True)
+    words = [spec.type, main.get(spec.type, "").format(**settings)]
+    words += [f"({', '.join(f'{key} {value}' for key, value in others.items())})"] if others else []
+    return " ".join(filter(None, words))
