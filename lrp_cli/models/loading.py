@@ -14,8 +14,8 @@ from lrp_cli.errors import ModelError, closest
 from lrp_cli.images.preprocessing import Preprocessing
 from lrp_cli.models.architectures import Architecture
 from lrp_cli.models.catalogue import DEFAULT_MODEL, find_architecture
-from lrp_cli.models.checkpoints import SUFFIXES, StateDict, count_classes, read_checkpoint
-from lrp_cli.models.labels import numbered_labels, read_labels
+from lrp_cli.models.checkpoints import SUFFIXES, StateDict, read_checkpoint
+from lrp_cli.models.labels import IMAGENET_CLASSES, imagenet_labels, numbered_labels, read_labels
 
 RANDOM = "random"
 
@@ -51,9 +51,11 @@ def load_model(
     """Build the model ``name`` and load its weights.
 
     Args:
-        name: one of ``model_names()``.
+        name: one of ``model_names()``; ``timm:NAME`` for a classifier of timm; or ``FILE.py:FUNCTION`` for a function
+            of your own that returns a network: that file is imported and the function called, so its code is executed.
         weights: the name of published weights (None or ``default`` for the model's default), ``random``, or the path
-            of a checkpoint, whose number of classes the model then takes over.
+            of a checkpoint, whose number of classes the model then takes over. A function of your own has the weights
+            ``own``, which are those that its network comes with, and takes checkpoints that fit it.
         labels: a file with the names of the classes; without it they are those of the published weights, ImageNet's
             where there are 1000, or ``class 0``, ``class 1``, ...
         seed: for random weights; the caller's random numbers are left alone.
@@ -66,22 +68,24 @@ def load_model(
     """
     architecture = find_architecture(name)
     published, file = _choose_weights(architecture, weights)
+    state: StateDict | None = None
     if file is not None:
         source, state = str(file), read_checkpoint(file)
     elif published is not None:
         source, state = published, _read_published(architecture, published, progress=progress)
     else:
-        source, state = f"{RANDOM}(seed={seed})", None
+        source = f"{RANDOM}(seed={seed})"
     with _seeded(seed):
         network = architecture.build(state, weights=published, source=source)
-    network = network.float().eval()
-    classes = count_classes(network)
+    network = network.float().cpu().eval()
+    chosen = architecture.preprocessing(network, weights=published).override(preprocessing or {})
+    classes = architecture.count_classes(network, chosen)
     return LoadedModel(
         name=architecture.name,
         weights=source,
         network=network,
         labels=_labels(architecture, published, labels, classes),
-        preprocessing=architecture.preprocessing(network, weights=published).override(preprocessing or {}),
+        preprocessing=chosen,
     )
 
 
@@ -107,8 +111,10 @@ def _choose_weights(architecture: Architecture, weights: str | None) -> tuple[st
     )
 
 
-def _read_published(architecture: Architecture, weights: str, *, progress: bool) -> StateDict:
+def _read_published(architecture: Architecture, weights: str, *, progress: bool) -> StateDict | None:
     file = architecture.weights_file(weights, progress=progress)
+    if file is None:
+        return None
     try:
         return read_checkpoint(file)
     except ModelError as error:
@@ -119,7 +125,9 @@ def _labels(architecture: Architecture, published: str | None, file: Path | None
     if file is not None:
         return read_labels(file, classes)
     categories = architecture.categories(published)
-    return categories if len(categories) == classes else numbered_labels(classes)
+    if len(categories) == classes:
+        return categories
+    return imagenet_labels() if classes == IMAGENET_CLASSES else numbered_labels(classes)
 
 
 @contextmanager

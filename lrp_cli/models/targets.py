@@ -26,15 +26,63 @@ class ClassIndex:
     index: int
 
 
-Target = Predicted | Top | ClassIndex
+@dataclass(frozen=True)
+class Rest:
+    """All classes but the one explained."""
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """What speaks for ``target`` rather than for ``versus``: the score of the one minus that of the other.
+
+    Of :class:`Rest` it is the mean score. :class:`Top` makes a contrast of each of its classes. Where ``predicted``
+    is a side, whether the two sides are one class is only known picture by picture.
+    """
+
+    target: Predicted | Top | ClassIndex
+    versus: Predicted | ClassIndex | Rest
+
+
+Target = Predicted | Top | ClassIndex | Contrast
+
+_VERSUS = re.compile(r"\s+vs\s+", re.IGNORECASE)
 
 
 def parse_target(text: str, labels: Sequence[str]) -> Target:
-    """Parse ``predicted``, ``top:K``, a class index or a class name; ``labels`` are the names of the model's classes.
+    """Parse a class to explain, alone or held against another: ``A``, ``A vs B``, ``A vs rest``.
+
+    A is ``predicted``, ``top:K``, a class index or a class name; B is an index, a name, ``predicted`` or ``rest``.
+    A text that is the name of a class is that class, ``vs`` in it or not. ``labels`` are the names of the classes.
 
     Raises:
-        UsageError: K or the index is out of range, or no single class goes by that name.
+        UsageError: K or an index is out of range, no single class goes by a name, or both sides are the same class.
     """
+    splits = list(_VERSUS.finditer(text.strip()))
+    if not splits:
+        return _parse_side(text, labels)
+    try:
+        return ClassIndex(resolve_class(text, labels))
+    except UsageError:
+        pass
+    errors = []
+    # Names may have a "vs" of their own: the first place at which both sides can be read is the one meant.
+    for split in splits:
+        try:
+            return _parse_contrast(text.strip(), split, labels)
+        except UsageError as error:
+            errors.append(error)
+    raise errors[0]
+
+
+def _parse_contrast(text: str, split: re.Match[str], labels: Sequence[str]) -> Contrast:
+    target = _parse_side(text[: split.start()], labels)
+    versus = _parse_versus(text[split.end() :], labels)
+    if target == versus or (target == Top(1) and versus == Predicted()):
+        raise UsageError(f"target {text!r} holds a class against itself")
+    return Contrast(target, versus)
+
+
+def _parse_side(text: str, labels: Sequence[str]) -> Predicted | Top | ClassIndex:
     wanted = text.strip()
     if wanted.casefold() == "predicted":
         return Predicted()
@@ -46,8 +94,17 @@ def parse_target(text: str, labels: Sequence[str]) -> Target:
     return ClassIndex(resolve_class(text, labels))
 
 
-def resolve_class(text: str, labels: Sequence[str]) -> int:
-    """Return the index of the class that ``text`` names.
+def _parse_versus(text: str, labels: Sequence[str]) -> Predicted | ClassIndex | Rest:
+    wanted = text.strip().casefold()
+    if wanted == "predicted":
+        return Predicted()
+    if wanted == "rest":
+        return Rest()
+    return ClassIndex(resolve_class(text, labels, others="rest, predicted"))
+
+
+def resolve_class(text: str, labels: Sequence[str], *, others: str = "predicted, top:K") -> int:
+    """Return the index of the class that ``text`` names; ``others`` is what else a message may offer in its place.
 
     A whole number is always an index. A name is that of a class spelled exactly so, or else spelled so but for upper
     and lower case (ImageNet has a Cardigan, a dog, and a cardigan), or else the only one that begins with it.
@@ -75,4 +132,4 @@ def resolve_class(text: str, labels: Sequence[str]) -> int:
     containing = [label for label in labels if folded and folded in label.casefold()]
     if not near and containing:
         near = f"; did you mean {' or '.join(map(repr, containing[:3]))}?"
-    raise UsageError(f"no class is called {text!r}; give predicted, top:K, an index or a name{near}")
+    raise UsageError(f"no class is called {text!r}; give {others}, an index or a name{near}")

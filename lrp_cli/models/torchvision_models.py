@@ -1,28 +1,20 @@
 """torchvision's classification models by name, with torchvision's weights, one's own, or random ones."""
 
 import re
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import torch
 from torch import nn
 from torchvision.models import WeightsEnum, get_model, get_model_weights  # type: ignore[attr-defined]
 
-from lrp_cli.errors import ModelError
 from lrp_cli.images.preprocessing import Preprocessing
-from lrp_cli.models.catalogue import DEFAULT_MODEL
-from lrp_cli.models.checkpoints import StateDict, class_weight, fit
+from lrp_cli.models.architectures import PublishedWeights
+from lrp_cli.models.checkpoints import StateDict, class_weight, count_classes, fit
+from lrp_cli.models.downloads import cached_file, download, file_name
 from lrp_cli.models.labels import imagenet_labels
 
-IMAGENET_CLASSES = 1000
-# Seconds without an answer after which a download is given up; a network that drops packets never answers.
-TIMEOUT = 30.0
 # Heads that only training uses: evaluation ignores them, so they are not built.
 _AUXILIARY_HEADS = {"googlenet": ("aux1.", "aux2."), "inception_v3": ("AuxLogits.",)}
 # torchvision's DenseNet files spell `norm1` as `norm.1`, from before names with dots were forbidden.
@@ -46,10 +38,19 @@ class TorchvisionArchitecture:
         """Return the published weights in torch's cache, downloaded and checked against their hash where absent."""
         return download(self._member(weights).url, progress=progress, what=f"weights {weights} of {self.name}")
 
+    def describe(self, weights: str) -> PublishedWeights:
+        """Return what torchvision says about ``weights``."""
+        member = self._member(weights)
+        return PublishedWeights(
+            input_size=Preprocessing.from_transforms(member.transforms()).input_size,
+            parameters=member.meta.get("num_params"),
+            cached=cached_file(member.url).exists(),
+        )
+
     def recognise(self, file: Path) -> str | None:
         """Return the weights that torchvision publishes under the name of ``file``."""
         for member in get_model_weights(self.name):
-            if _file_name(member.url) == file.name:
+            if file_name(member.url) == file.name:
                 return str(member.name)
         return None
 
@@ -92,6 +93,10 @@ class TorchvisionArchitecture:
         fitting = (preset for preset in presets.values() if preset.crop == size)
         return next(fitting, usual.override({"resize": size, "crop": size}))
 
+    def count_classes(self, network: nn.Module, preprocessing: Preprocessing) -> int:
+        """Return how many scores the final layer gives."""
+        return count_classes(network)
+
     def categories(self, weights: str | None) -> tuple[str, ...]:
         """Return the class names that come with ``weights``."""
         return imagenet_labels() if weights is None else tuple(self._member(weights).meta["categories"])
@@ -118,51 +123,3 @@ class TorchvisionArchitecture:
             _OLD_DENSENET_KEY.sub(r"\1\2", key): tensor for key, tensor in state.items() if not key.startswith(unused)
         }
         return state if renamed.keys() == state.keys() else renamed
-
-
-def cached_file(url: str) -> Path:
-    """Return where torch caches the download of ``url``, whether it is there or not."""
-    return Path(torch.hub.get_dir()) / "checkpoints" / _file_name(url)
-
-
-def download(url: str, *, progress: bool, what: str) -> Path:
-    """Return the cached file of ``url``, downloaded first where absent.
-
-    The download is written beside its place and moved there only when it is complete and has the hash in its name.
-
-    Raises:
-        ModelError: it could not be downloaded or written.
-    """
-    path = cached_file(url)
-    if path.exists():
-        return path
-    expected = torch.hub.HASH_REGEX.search(path.name)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _timeout(TIMEOUT):
-            torch.hub.download_url_to_file(url, str(path), expected[1] if expected else None, progress=progress)
-    except (OSError, HTTPException, RuntimeError) as error:
-        raise ModelError(
-            f"{what} could not be downloaded from {url} ({_reason(error)}); it would be cached at {path}. Without a "
-            f"network, give --weights FILE, or leave --model out for {DEFAULT_MODEL}, whose weights are installed"
-        ) from None
-    return path
-
-
-def _file_name(url: str) -> str:
-    return Path(urlsplit(url).path).name
-
-
-def _reason(error: Exception) -> str:
-    said = getattr(error, "reason", None) or error
-    return " ".join(str(said).split()) or type(error).__name__
-
-
-@contextmanager
-def _timeout(seconds: float) -> Iterator[None]:
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)

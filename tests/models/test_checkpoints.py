@@ -103,6 +103,35 @@ def test_a_pickle_with_code_is_refused_and_runs_nothing(tmp_path: Path, style: s
         assert mark.exists()
 
 
+def test_checkpoints_of_torchvisions_reference_scripts(trained: nn.Module, tmp_path: Path) -> None:
+    """They hold the parsed arguments, and the state of schedulers and optimisers, beside the weights."""
+    optimiser = torch.optim.SGD(trained.parameters(), lr=0.1, momentum=0.9)
+    warmup = torch.optim.lr_scheduler.LinearLR(optimiser)
+    steps = torch.optim.lr_scheduler.MultiStepLR(optimiser, [2, 5])
+    schedule = torch.optim.lr_scheduler.SequentialLR(optimiser, [warmup, steps], milestones=[3])
+    content = {
+        "model": trained.state_dict(),
+        "optimizer": optimiser.state_dict(),
+        "lr_scheduler": schedule.state_dict(),
+        "epoch": 3,
+        "args": argparse.Namespace(lr=0.1, model="mnasnet0_5", milestones=[2, 5], nested=argparse.Namespace(a=None)),
+    }
+    torch.save(content, tmp_path / "checkpoint.pth")
+    assert same(load_model("mnasnet0_5", str(tmp_path / "checkpoint.pth")).network, trained)
+
+
+def test_allowing_arguments_lets_no_code_in_through_them(tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    arguments = argparse.Namespace(command=Malicious(f"touch {mark}"))
+    torch.save({"model": {"w": torch.zeros(2)}, "args": arguments}, tmp_path / "x.pth")
+    assert "system" in complaint(tmp_path / "x.pth")
+    assert not mark.exists()
+    # Nor is torch left more trusting than before.
+    torch.save(argparse.Namespace(), tmp_path / "y.pth")
+    with pytest.raises(pickle.UnpicklingError, match=r"argparse\.Namespace"):
+        torch.load(tmp_path / "y.pth", weights_only=True)
+
+
 def complaint(path: Path) -> str:
     with pytest.raises(ModelError) as caught:
         read_checkpoint(path)
@@ -125,6 +154,7 @@ def test_files_that_are_no_checkpoints_are_refused_in_one_line(trained: nn.Modul
     (tmp_path / "folder.pth").mkdir()
     torch.save(trained, tmp_path / "module.pt")
     torch.save({"args": argparse.Namespace(a=1)}, tmp_path / "args.pt")
+    torch.save({"model": trained.state_dict(), "args": argparse.Namespace(a=Path("x"))}, tmp_path / "path.pt")
     torch.save([1, 2], tmp_path / "list.pt")
     torch.save({"epoch": 3, "state_dict": {}}, tmp_path / "nothing.pt")
     assert "cut short" in complaint(tmp_path / "half_whole.pth")
@@ -135,7 +165,8 @@ def test_files_that_are_no_checkpoints_are_refused_in_one_line(trained: nn.Modul
     assert "not a checkpoint" in complaint(tmp_path / "picture.bin")
     assert "is a directory" in complaint(tmp_path / "folder.pth")
     assert "MNASNet" in complaint(tmp_path / "module.pt")
-    assert "argparse.Namespace" in complaint(tmp_path / "args.pt")
+    assert "holds no weights" in complaint(tmp_path / "args.pt")
+    assert "asks for the Python object pathlib" in complaint(tmp_path / "path.pt")
     assert "holds no weights" in complaint(tmp_path / "list.pt")
     assert "holds no weights" in complaint(tmp_path / "nothing.pt")
     assert "no such file" in complaint(tmp_path / "absent.pth")

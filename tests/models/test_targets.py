@@ -1,7 +1,7 @@
 import pytest
 
 from lrp_cli.errors import UsageError
-from lrp_cli.models import ClassIndex, Predicted, Top, parse_target, resolve_class
+from lrp_cli.models import ClassIndex, Contrast, Predicted, Rest, Top, parse_target, resolve_class
 from lrp_cli.models.labels import imagenet_labels
 
 LABELS = ("tabby", "tiger cat", "tiger", "Egyptian cat", "crane", "Crane", "goldfish")
@@ -82,3 +82,61 @@ def test_parse_target(text: str, target: object) -> None:
 def test_top_needs_a_number_in_range(text: str) -> None:
     with pytest.raises(UsageError, match=f"target '{text}': K in top:K must be a whole number from 1 to 7"):
         parse_target(text, LABELS)
+
+
+@pytest.mark.parametrize(
+    ("text", "target", "versus"),
+    [
+        ("tabby vs goldfish", ClassIndex(0), ClassIndex(6)),
+        ("Tiger VS egyptian cat", ClassIndex(2), ClassIndex(3)),
+        (" 3  vs\t1 ", ClassIndex(3), ClassIndex(1)),
+        ("predicted vs rest", Predicted(), Rest()),
+        ("goldfish vs Rest", ClassIndex(6), Rest()),
+        ("top:3 vs rest", Top(3), Rest()),
+        ("top:2 vs predicted", Top(2), Predicted()),
+        ("0 vs predicted", ClassIndex(0), Predicted()),
+        ("predicted vs 0", Predicted(), ClassIndex(0)),
+    ],
+)
+def test_contrasts(text: str, target: object, versus: object) -> None:
+    assert parse_target(text, LABELS) == Contrast(target, versus)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("tabby vs 0", "target 'tabby vs 0' holds a class against itself"),
+        ("predicted vs predicted", "holds a class against itself"),
+        ("top:1 vs predicted", "holds a class against itself"),
+        ("tabbi vs goldfish", "no class is called 'tabbi'.*did you mean 'tabby'"),
+        (
+            "tabby vs goldfisch",
+            "no class is called 'goldfisch'; give rest, predicted, an index.*did you mean 'goldfish'",
+        ),
+        ("tabby vs top:2", "no class is called 'top:2'; give rest, predicted, an index or a name"),
+        ("rest vs tabby", "no class is called 'rest'; give predicted, top:K, an index or a name"),
+        ("top:9 vs tabby", "target 'top:9': K in top:K must be a whole number from 1 to 7"),
+        ("tabby vs 7", "class index 7 is out of range"),
+        ("tabby vs ", "no class is called 'tabby vs '"),
+        ("tabby vs. goldfish", "no class is called 'tabby vs. goldfish'"),
+    ],
+)
+def test_contrasts_that_make_no_sense(text: str, complaint: str) -> None:
+    with pytest.raises(UsageError, match=complaint) as caught:
+        parse_target(text, LABELS)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "target"),
+    [
+        ("army vs navy", ClassIndex(0)),
+        ("Army vs Navy", ClassIndex(0)),
+        ("army vs navy vs rest", Contrast(ClassIndex(0), Rest())),
+        ("navy vs army vs navy", Contrast(ClassIndex(2), ClassIndex(0))),
+        ("army vs navy vs navy", Contrast(ClassIndex(0), ClassIndex(2))),
+        ("navy vs rest", Contrast(ClassIndex(2), Rest())),
+    ],
+)
+def test_class_names_with_a_vs_of_their_own(text: str, target: object) -> None:
+    assert parse_target(text, ("army vs navy", "cat", "navy")) == target

@@ -13,7 +13,8 @@ from lrp_cli.errors import ModelError, UsageError
 from lrp_cli.images import Preprocessing
 from lrp_cli.models import load_model, model_names, weights_names
 from lrp_cli.models.checkpoints import class_weight
-from lrp_cli.models.torchvision_models import TorchvisionArchitecture, cached_file
+from lrp_cli.models.downloads import cached_file
+from lrp_cli.models.torchvision_models import TorchvisionArchitecture
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLES, SHARED = ROOT / "sample_images", ROOT.parent / "shared"
