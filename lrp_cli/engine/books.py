@@ -51,9 +51,9 @@ class Books:
     samples: int
     entries: dict[Account, dict[str, Tensor]] = field(default_factory=dict)
 
-    def book(self, account: Account, kind: str, relevance: Tensor) -> None:
-        """Add relevance (any shape, batch first) to what is absorbed on an account."""
-        sums = per_sample(relevance, self.samples)
+    def book(self, account: Account, kind: str, relevance: Tensor, factor: Tensor | None = None) -> None:
+        """Add to what is absorbed on an account: relevance (any shape, batch first), times a factor that broadcasts."""
+        sums = per_sample(relevance if factor is None else relevance * factor, self.samples)
         kinds = self.entries.setdefault(account, {})
         kinds[kind] = kinds[kind] + sums if kind in kinds else sums
 

@@ -16,6 +16,7 @@ from lrp_cli.engine.operations.registry import HANDLERS, HOMOGENEOUS, KEEPS_GATE
 from lrp_cli.engine.operations.unknown import unknown
 from lrp_cli.engine.run import Run
 from lrp_cli.engine.tracking import current, detached, forget, supersede, tag_of, tagged, tensors_in, with_tensors
+from lrp_cli.errors import EngineError
 
 _OUT_OF_PLACE = {"relu": F.relu, "add": torch.add, "sub": torch.sub, "mul": torch.mul, "div": torch.div}
 
@@ -36,6 +37,11 @@ class Interception(TorchFunctionMode):
         carriers = [tensor for tensor in tensors_in((args, kwargs)) if self.run.carries(tensor)]
         if not carriers:
             return func(*args, **kwargs)
+        if isinstance(kwargs.get("out"), Tensor):
+            raise EngineError(
+                f"'{name}' in {self.run.modules.name} ({self.run.modules.class_name}) writes into out=...; change the "
+                "model to use what it returns"
+            )
         if writes_in_place(func) or kwargs.get("inplace"):
             result = self._write(name, func, args, kwargs)
         else:
@@ -117,7 +123,7 @@ class Interception(TorchFunctionMode):
             base = tag_of(target._base, run)
             kept = kept or (base.kept if base else None)
         if name in {"setitem", "copy", "fill", "zero"}:
-            return self._overwrite(func, args, kwargs, kept is not None)
+            return self._overwrite(name, func, args, kwargs, kept is not None)
         # After a ReLU, what was negative carries no relevance: a layer's kept output may lose it.
         safe = kept is None or (kept == "output" and name == "relu" and tag is not None and tag.uses == 0)
         if safe and name in HOMOGENEOUS and run.carries(target) and run.trace is None:
@@ -129,11 +135,13 @@ class Interception(TorchFunctionMode):
         supersede(target, result, run)
         return result
 
-    def _overwrite(self, func: Any, args: Any, kwargs: Any, kept: bool) -> Any:
+    def _overwrite(self, name: str, func: Any, args: Any, kwargs: Any, kept: bool) -> Any:
         """Execute ``target[index] = value`` and the like."""
         run, (target, *rest) = self.run, args
-        if len(rest) > 1 and isinstance(rest[1], Tensor) and not run.carries(rest[1]):
-            rest[1] = run.constant(rest[1], target[rest[0]].expand(target[rest[0]].shape))
+        if name == "setitem":
+            rest[1] = self._booked(rest[1], target[rest[0]])
+        elif name in {"copy", "fill"}:
+            func, rest = Tensor.copy_, [self._booked(rest[0], target)]
         if target._base is not None and not kept:
             forget(target, run)
             return func(target, *rest, **kwargs)
@@ -141,6 +149,12 @@ class Interception(TorchFunctionMode):
         func(copy, *rest, **kwargs)
         supersede(target, copy, run)
         return copy
+
+    def _booked(self, value: Any, like: Tensor) -> Any:
+        """Return what is written in place of ``like``: constants are booked."""
+        if self.run.carries(value) or (not isinstance(value, Tensor) and value == 0):
+            return torch.zeros_like(like) if not isinstance(value, Tensor) else value
+        return self.run.constant(value, like)
 
 
 def _out_of_place(func: Any) -> Any:
@@ -155,6 +169,8 @@ def _property(run: Run, name: str, func: Any, args: Any, kwargs: Any) -> Any:
     tensor = args[0]
     source = current(tensor, run)
     result = func(source, *args[1:], **kwargs)
+    if isinstance(result, Tensor) and source.is_leaf and not result.is_leaf:  # the transpose of a parameter
+        return result.detach()
     if isinstance(result, Tensor) and name in KEEPS_GATES and run.carries(source) and run.is_gate(source):
         tagged(result, run).is_gate = True
     return result

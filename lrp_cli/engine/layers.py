@@ -2,14 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
+from lrp_cli.engine.flow import Flow
 from lrp_cli.engine.linear_maps import LinearMap
-from lrp_cli.engine.rules import Flow, Rule
+from lrp_cli.engine.rules import Rule
 
 if TYPE_CHECKING:
     from lrp_cli.engine.run import Run
@@ -67,6 +68,7 @@ class LayerCall:
         self.bounds = bounds
         self._make_map = make_map
         self._y: Tensor | None = None
+        self._memo: dict[str, Any] = {}
 
     @cached_property
     def map(self) -> LinearMap:
@@ -103,8 +105,9 @@ class LayerCall:
             x=self.x,
             y=self.output() if rule.needs_output else g,
             g=g,
-            book=lambda kind, relevance: self.run.books.book(self.account, kind, relevance),
+            book=partial(self.run.books.book, self.account),
             bounds=self.bounds,
+            memo=self._memo if self.run.keeps else {},
         )
         return rule.propagate(flow)
 

@@ -6,6 +6,7 @@ of convolution it is, how wide and with how many groups, stays here.
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from math import prod
 
 import torch
 import torch.nn.functional as F
@@ -68,6 +69,11 @@ class LinearMap:
         """Return the weight with its output channels multiplied by ``scale``, shape (channels,)."""
         raise NotImplementedError
 
+    @property
+    def fan_in(self) -> int:
+        """How many inputs contribute to an output."""
+        raise NotImplementedError
+
     def transformed(self, name: str) -> Tensor:
         """Return the weight transformed: positive, negative, absolute, square or ones (:data:`TRANSFORMS`)."""
         return self.derived(name, lambda: TRANSFORMS[name](self.weight))
@@ -98,6 +104,10 @@ class Linear(LinearMap):
 
     def scaled(self, scale: Tensor) -> Tensor:
         return self.weight * scale[:, None]
+
+    @property
+    def fan_in(self) -> int:
+        return self.weight.shape[1]
 
 
 @dataclass
@@ -151,6 +161,11 @@ class Convolution(LinearMap):
         per_group = scale.view(self.groups, 1, -1, *[1] * (self.weight.dim() - 2))
         return (grouped * per_group).view_as(self.weight)
 
+    @property
+    def fan_in(self) -> int:
+        inputs = self.weight.shape[0] // self.groups if self.transposed else self.weight.shape[1]
+        return inputs * prod(self.weight.shape[2:])
+
 
 @dataclass
 class Scaling(LinearMap):
@@ -164,3 +179,7 @@ class Scaling(LinearMap):
 
     def channels(self, values: Tensor, y: Tensor) -> Tensor:
         return values.view(-1, *[1] * (y.dim() - 2))
+
+    @property
+    def fan_in(self) -> int:
+        return 1

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from lrp_cli.engine.books import Books
 from lrp_cli.engine.interception import Interception
 from lrp_cli.engine.layers import Assignment
+from lrp_cli.engine.operations.constants import nudged
 from lrp_cli.engine.run import Run
 from lrp_cli.engine.trace import Trace
 from lrp_cli.engine.tracking import current, tagged
@@ -64,11 +65,11 @@ class Propagation:
             EngineError: the model is in training mode, or does not return a tensor (N, classes) that depends on x.
         """
         _check_model(model)
+        _check_input(x)
         self._run = Run(
             model, x.shape[0], assignment, attention=attention, on_unknown=on_unknown, cache=cache, trace=trace
         )
-        # Relevance is x times the modified gradient: an entry that is exactly zero could carry none.
-        self._x = torch.where(x == 0, torch.finfo(x.dtype).tiny ** 0.5, x.detach()).requires_grad_()
+        self._x = nudged(x.detach()).requires_grad_()
         with torch.enable_grad(), self._run.modules.watching():
             entering = self._x.clone()
             tag = tagged(entering, self._run)
@@ -78,6 +79,7 @@ class Propagation:
             with Interception(self._run):
                 output = model(entering)
         self._logits = _check_output(output, self._run)
+        _check_forward(model, x, self._logits)
         self.logits = self._logits.detach()
 
     def propagate(self, seed: Tensor, *, keep: bool = True) -> Propagated:
@@ -92,6 +94,7 @@ class Propagation:
             EngineError: relevance arrives at an operation without a rule, or a value is not finite.
         """
         self._run.books = books = Books(self._run.samples)
+        self._run.keeps = keep
         if self._run.trace is not None:
             self._run.trace.clear()
         gradient, _ = torch.autograd.grad(
@@ -112,6 +115,24 @@ def _check_model(model: Any) -> None:
     training = [name or type(model).__name__ for name, module in model.named_modules() if module.training]
     if training:
         raise EngineError(f"the model is in training mode ({training[0]}); call model.eval() first")
+
+
+def _check_input(x: Tensor) -> None:
+    if not x.is_floating_point():
+        raise EngineError(f"the input must be of a floating-point type, not {x.dtype}")
+    if torch.is_inference_mode_enabled():
+        raise EngineError("relevance needs autograd, which torch.inference_mode() turns off; explain outside of it")
+
+
+def _check_forward(model: nn.Module, x: Tensor, logits: Tensor) -> None:
+    if bool(logits.isfinite().all()):
+        return
+    if not bool(x.isfinite().all()):
+        raise EngineError("the input is not finite: it holds nan or inf")
+    broken = [name for name, tensor in model.state_dict().items() if not bool(tensor.isfinite().all())]
+    if broken:
+        raise EngineError(f"the model's parameters are not finite: {broken[0]} holds nan or inf")
+    raise EngineError("the model's output is not finite: its activations overflow on this input")
 
 
 def _check_output(returned: Any, run: Run) -> Tensor:

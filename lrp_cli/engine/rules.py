@@ -12,7 +12,6 @@ Sources
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -20,37 +19,8 @@ import torch
 from torch import Tensor
 
 from lrp_cli.engine.books import BIAS, EPSILON
-from lrp_cli.engine.linear_maps import LinearMap
+from lrp_cli.engine.flow import Flow, pull_both, sums_by_difference
 from lrp_cli.errors import EngineError
-
-Book = Callable[[str, Tensor], None]
-"""Books relevance (any shape, batch first) under a kind of absorption, for the layer in hand."""
-
-
-@dataclass(frozen=True)
-class Flow:
-    """What a rule sees of one call of one layer.
-
-    Attributes:
-        map: the layer.
-        x: its input, or None where the rule does not need it (then ``shape_of_x`` gives its shape).
-        y: its output, bias included, or None where the rule does not need it.
-        g: the modified gradient of the output, shape of y.
-        book: books what is absorbed.
-        bounds: the smallest and the largest value that x can have, shape of x; None unless x is the model's input.
-    """
-
-    map: LinearMap
-    x: Tensor
-    y: Tensor
-    g: Tensor
-    book: Book
-    bounds: tuple[Tensor, Tensor] | None = None
-
-    @property
-    def relevance(self) -> Tensor:
-        """R_j = y_j g_j."""
-        return self.y * self.g
 
 
 class Rule(ABC):
@@ -68,39 +38,21 @@ def stabilised(z: Tensor, epsilon: Tensor | float) -> Tensor:
     return z + torch.where(z < 0, -epsilon, epsilon)
 
 
-def _share(relevance: Tensor, z: Tensor, stabiliser: float) -> Tensor:
+def _ratio(relevance: Tensor, z: Tensor, stabiliser: float) -> Tensor:
     """Return ``relevance / stabilised(z)``, and zero where z is zero: there is nothing to distribute it to."""
     return torch.where(z == 0, 0.0, relevance / stabilised(z, stabiliser))
+
+
+def _share(flow: Flow, relevance: Tensor, z: Tensor, stabiliser: float) -> Tensor:
+    """Return ``s = relevance / stabilised(z)``, and book what that leaves undistributed, ``relevance - s z``."""
+    s = _ratio(relevance, z, stabiliser)
+    flow.book(EPSILON, torch.addcmul(relevance, s, z, value=-1))
+    return s
 
 
 def _per_unit(relevance: Tensor, x: Tensor) -> Tensor:
     """Return ``relevance / x``: relevance in gradient form; zero where x is zero, which can carry none."""
     return torch.where(x == 0, 0.0, relevance / x)
-
-
-def _signed_parts(flow: Flow) -> tuple[Tensor, Tensor]:
-    """Return the sums of the positive and of the negative contributions x_i w_ij, shape of y, without bias."""
-    return _part(flow, "positive", "negative"), _part(flow, "negative", "positive")
-
-
-def _part(flow: Flow, with_positive_x: str, with_negative_x: str) -> Tensor:
-    layer, x = flow.map, flow.x
-    if _is_non_negative(x):
-        return layer.apply(x, layer.transformed(with_positive_x))
-    positive = layer.apply(x.clamp(min=0), layer.transformed(with_positive_x))
-    return positive + layer.apply(x.clamp(max=0), layer.transformed(with_negative_x))
-
-
-def _pull_part(flow: Flow, s: Tensor, with_positive_x: str, with_negative_x: str) -> Tensor:
-    layer, x = flow.map, flow.x
-    pulled = layer.pull(s, layer.transformed(with_positive_x), x)
-    if _is_non_negative(x):
-        return pulled
-    return torch.where(x < 0, layer.pull(s, layer.transformed(with_negative_x), x), pulled)
-
-
-def _is_non_negative(x: Tensor) -> bool:
-    return bool(x.min() >= 0) if x.numel() else True
 
 
 @dataclass(frozen=True)
@@ -116,7 +68,7 @@ class LRP0(Rule):
     def propagate(self, flow: Flow) -> Tensor:
         bias = flow.map.bias_for(flow.g)
         if bias is not None:
-            flow.book(BIAS, flow.g * bias)
+            flow.book(BIAS, flow.g, bias)
         return flow.map.pull(flow.g, flow.map.weight, flow.x)
 
 
@@ -139,12 +91,18 @@ class Epsilon(Rule):
 
     def propagate(self, flow: Flow) -> Tensor:
         bias = flow.map.bias_for(flow.y)
-        z = flow.y if self.use_bias or bias is None else flow.y - bias
-        epsilon = self._scale(z)
-        s = flow.relevance / stabilised(z, epsilon)
-        flow.book(EPSILON, torch.where(z < 0, -s, s) * epsilon)
-        if self.use_bias and bias is not None:
-            flow.book(BIAS, s * bias)
+        if bias is None or self.use_bias:
+            # R_j / (y_j + epsilon sign) = g_j - g_j epsilon / (|y_j| + epsilon): precise, however small epsilon is.
+            epsilon = self._scale(flow.y)
+            absorbed = flow.g * (epsilon / (flow.y.abs() + epsilon))
+            s = flow.g - absorbed
+            flow.book(EPSILON, flow.y, absorbed)
+            if bias is not None:
+                flow.book(BIAS, s, bias)
+        else:
+            relevance, z = flow.relevance, flow.total
+            s = relevance / stabilised(z, self._scale(z))
+            flow.book(EPSILON, torch.addcmul(relevance, s, z, value=-1))
         return flow.map.pull(s, flow.map.weight, flow.x)
 
     def _scale(self, z: Tensor) -> Tensor:
@@ -172,14 +130,14 @@ class ZPlus(Rule):
 
     def propagate(self, flow: Flow) -> Tensor:
         bias = flow.map.bias_for(flow.y) if self.use_bias else None
-        positive = _part(flow, "positive", "negative")
-        z = positive if bias is None else positive + bias.clamp(min=0)
         relevance = flow.relevance
-        s = _share(relevance, z, self.stabiliser)
-        flow.book(EPSILON, relevance - s * z)
+        # Non-negative inputs take one product with w+ as it is; inputs of both signs would take two.
+        sums = None if flow.is_non_negative else sums_by_difference(flow, relevance, both=False)
+        positive = flow.positive().sum() if sums is None else sums[0]
+        s = _share(flow, relevance, positive if bias is None else positive + bias.clamp(min=0), self.stabiliser)
         if bias is not None:
-            flow.book(BIAS, s * bias.clamp(min=0))
-        return _pull_part(flow, s, "positive", "negative")
+            flow.book(BIAS, s, bias.clamp(min=0))
+        return flow.positive().pull(s) if sums is None else pull_both(flow, s, torch.zeros_like(s))
 
 
 @dataclass(frozen=True)
@@ -204,19 +162,22 @@ class AlphaBeta(Rule):
 
     def propagate(self, flow: Flow) -> Tensor:
         bias = flow.map.bias_for(flow.y) if self.use_bias else None
-        bias_positive = 0.0 if bias is None else bias.clamp(min=0)
-        bias_negative = 0.0 if bias is None else bias.clamp(max=0)
-        positive, negative = _signed_parts(flow)
-        z_positive, z_negative = positive + bias_positive, negative + bias_negative
         relevance = flow.relevance
-        s_positive = self.alpha * _share(relevance, z_positive, self.stabiliser)
-        s_negative = -self.beta * _share(relevance, z_negative, self.stabiliser)
-        flow.book(EPSILON, relevance - s_positive * z_positive - s_negative * z_negative)
+        sums = sums_by_difference(flow, relevance, both=True)
+        positive, negative = (flow.positive().sum(), flow.negative().sum()) if sums is None else sums
+        z_positive = positive if bias is None else positive + bias.clamp(min=0)
+        z_negative = negative if bias is None else negative + bias.clamp(max=0)
+        s_positive = self.alpha * _ratio(relevance, z_positive, self.stabiliser)
+        s_negative = -self.beta * _ratio(relevance, z_negative, self.stabiliser)
+        handed_on = torch.addcmul(s_positive * z_positive, s_negative, z_negative)
+        flow.book(EPSILON, relevance - handed_on)
         if bias is not None:
-            flow.book(BIAS, s_positive * bias_positive + s_negative * bias_negative)
-        return _pull_part(flow, s_positive, "positive", "negative") + _pull_part(
-            flow, s_negative, "negative", "positive"
-        )
+            flow.book(BIAS, s_positive, bias.clamp(min=0))
+            flow.book(BIAS, s_negative, bias.clamp(max=0))
+        if sums is not None:
+            return pull_both(flow, s_positive, s_negative)
+        pulled = flow.positive().pull(s_positive)
+        return pulled + flow.negative().pull(s_negative) if self.beta else pulled
 
 
 @dataclass(frozen=True)
@@ -241,22 +202,35 @@ class Gamma(Rule):
     use_bias: bool = True
 
     def propagate(self, flow: Flow) -> Tensor:
-        layer, half = flow.map, self.gamma / 2
-        bias = layer.bias_for(flow.y)
+        bias = flow.map.bias_for(flow.y) if self.use_bias else None
         # The output's sign and the denominator come from the same z: with the bias in both, or in neither.
-        z = flow.y if self.use_bias or bias is None else flow.y - bias
+        z = flow.y if self.use_bias else flow.total
+        if flow.is_non_negative and not bool((flow.g * (z < 0)).any()):
+            return self._on_one_side(flow, bias)
+        return self._on_both_sides(flow, z, bias)
+
+    def _on_one_side(self, flow: Flow, bias: Tensor | None) -> Tensor:
+        """Inputs >= 0, and only positive outputs carry relevance, as between ReLUs: one product with w + gamma w+."""
+        layer = flow.map
+        weight = layer.derived(("gamma", self.gamma), lambda: layer.weight + self.gamma * layer.weight.clamp(min=0))
+        z = flow.once(f"gamma {self.gamma}", lambda: layer.apply(flow.x, weight))
+        favoured = None if bias is None else bias + self.gamma * bias.clamp(min=0)
+        s = _share(flow, flow.relevance, z if favoured is None else z + favoured, self.stabiliser)
+        if favoured is not None:
+            flow.book(BIAS, s, favoured)
+        return layer.pull(s, weight, flow.x)
+
+    def _on_both_sides(self, flow: Flow, z: Tensor, bias: Tensor | None) -> Tensor:
+        layer, half = flow.map, self.gamma / 2
         sign = torch.where(z < 0, -1.0, 1.0).to(z.dtype)
-        spread = layer.apply(flow.x.abs(), layer.transformed("absolute"))
-        if self.use_bias and bias is not None:
-            spread = spread + bias.abs()
-        denominator = (1 + half) * z + half * sign * spread
-        relevance = flow.relevance
-        s = _share(relevance, denominator, self.stabiliser)
-        flow.book(EPSILON, relevance - s * denominator)
-        if self.use_bias and bias is not None:
-            flow.book(BIAS, s * ((1 + half) * bias + half * sign * bias.abs()))
-        pulled = (1 + half) * layer.pull(s, layer.weight, flow.x)
-        return pulled + half * flow.x.sign() * layer.pull(s * sign, layer.transformed("absolute"), flow.x)
+        spread = flow.spread if bias is None else flow.spread + bias.abs()
+        s = _share(flow, flow.relevance, (1 + half) * z + half * sign * spread, self.stabiliser)
+        if bias is not None:
+            flow.book(BIAS, s, (1 + half) * bias)
+            flow.book(BIAS, s * sign, half * bias.abs())
+        by_weight = layer.pull((1 + half) * s, layer.weight, flow.x)
+        by_size = layer.pull(half * sign * s, layer.transformed("absolute"), flow.x)
+        return by_weight + (by_size if flow.is_non_negative else flow.x.sign() * by_size)
 
 
 @dataclass(frozen=True)
@@ -293,11 +267,8 @@ class WSquare(Rule):
 
 def _spread_by_weight(flow: Flow, transform: str, stabiliser: float) -> Tensor:
     layer, weight = flow.map, flow.map.transformed(transform)
-    present = (flow.x != 0).to(flow.y.dtype)
-    total = layer.apply(present, weight)
-    relevance = flow.relevance
-    s = _share(relevance, total, stabiliser)
-    flow.book(EPSILON, relevance - s * total)
+    total = flow.once(transform, lambda: layer.apply((flow.x != 0).to(flow.y.dtype), weight))
+    s = _share(flow, flow.relevance, total, stabiliser)
     return _per_unit(layer.pull(s, weight, flow.x), flow.x)
 
 
@@ -322,10 +293,8 @@ class ZBox(Rule):
             )
         layer, x = flow.map, flow.x
         (low, high), positive, negative = flow.bounds, layer.transformed("positive"), layer.transformed("negative")
-        z = layer.apply(x, layer.weight) - layer.apply(low, positive) - layer.apply(high, negative)
-        relevance = flow.relevance
-        s = _share(relevance, z, self.stabiliser)
-        flow.book(EPSILON, relevance - s * z)
+        beyond = flow.once("box", lambda: layer.apply(low, positive) + layer.apply(high, negative))
+        s = _share(flow, flow.relevance, flow.total - beyond, self.stabiliser)
         received = x * layer.pull(s, layer.weight, x)
         received = received - low * layer.pull(s, positive, x) - high * layer.pull(s, negative, x)
         return _per_unit(received, x)

@@ -24,6 +24,7 @@ class Run:
         on_unknown: "error" or "gradient": what becomes of an operation that no rule is known for.
         cache: transformed weights, kept from run to run.
         modules: which module is running.
+        keeps: whether further backward passes follow the one in hand.
         books: the books of the backward pass in hand.
         trace: where operations are recorded, if they are.
         anchor: an empty tensor at the root of every constant, so that backward passes visit the constants.
@@ -48,6 +49,7 @@ class Run:
         self.trace = trace
         self.modules = ModuleTracker(model)
         self.books = Books(samples)
+        self.keeps = True
         self.anchor = torch.empty(0, requires_grad=True)
         self.layer_count = 0
         self._rules: dict[Layer, Rule] = {}

@@ -88,15 +88,14 @@ def current(tensor: Tensor, run: "Run") -> Tensor:
     Raises:
         EngineError: the tensor is a view of one that was changed in place, and so no longer holds what it should.
     """
-    if tensor._base is not None:
-        base = tag_of(tensor._base, run)
-        tag = tag_of(tensor, run)
-        if base is not None and (base.now is not None or base.is_stale) and (tag is None or tag.now is None):
+    tag = tag_of(tensor, run)
+    if tag is None or tag.now is None:
+        base = tag if tensor._base is None else tag_of(tensor._base, run)
+        if base is not None and (base.is_stale or base.now is not None):
             raise EngineError(
                 f"a tensor is read in {run.modules.name} ({run.modules.class_name}) after it was changed in place "
                 "through another view of it; change the model to compute this step out of place"
             )
-    tag = tag_of(tensor, run)
     while tag is not None and tag.now is not None:
         tensor = tag.now
         tag = tag_of(tensor, run)
@@ -105,6 +104,8 @@ def current(tensor: Tensor, run: "Run") -> Tensor:
 
 def supersede(tensor: Tensor, result: Tensor, run: "Run") -> None:
     """Let ``result`` stand for ``tensor`` in every later operation: what an operation in place would have done."""
+    if result is tensor:  # dropout in eval mode returns what it was given
+        return
     tagged(tensor, run).now = result
     if tensor._base is not None:
         tagged(tensor._base, run).is_stale = True

@@ -16,7 +16,7 @@ class WeightCache:
     def __init__(self, limit_bytes: int = 2**30) -> None:
         self.limit_bytes = limit_bytes
         self.used_bytes = 0
-        self._derived: MutableMapping[Tensor, dict[Hashable, tuple[int, Tensor]]] = WeakTensorKeyDictionary()
+        self._derived: MutableMapping[Tensor, dict[Hashable, tuple[Hashable, Tensor]]] = WeakTensorKeyDictionary()
 
     def get(self, parameter: Tensor, name: Hashable, compute: Callable[[], Tensor]) -> Tensor:
         """Return the tensor ``name`` derived from ``parameter``, from the cache where the parameter is unchanged.
@@ -29,14 +29,16 @@ class WeightCache:
         entries = self._derived.get(parameter)
         if entries is None:
             entries = self._derived[parameter] = {}
-        version, derived = entries.get(name, (-1, None))
-        if derived is not None and version == parameter._version:
+        # Moving a module to another type or device exchanges a parameter's data without counting up its version.
+        state = (parameter._version, parameter.data_ptr(), parameter.dtype)
+        made_from, derived = entries.get(name, (None, None))
+        if derived is not None and made_from == state:
             return derived
         if derived is not None:
             self.used_bytes -= derived.nbytes
             del entries[name]
         derived = compute()
         if self.used_bytes + derived.nbytes <= self.limit_bytes:
-            entries[name] = (parameter._version, derived)
+            entries[name] = (state, derived)
             self.used_bytes += derived.nbytes
         return derived

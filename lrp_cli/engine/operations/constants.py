@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from lrp_cli.engine.naming import arguments
-from lrp_cli.engine.operations.activations import IdentityRule
 from lrp_cli.engine.operations.unknown import unknown
 from lrp_cli.engine.run import Run
 from lrp_cli.engine.tracking import tag_of
@@ -38,7 +37,7 @@ def _sum(run: Run, a: Any, b: Any, alpha: float) -> Tensor:
         # The picture is shifted as a whole before any layer sees it: relevance stays with its pixel.
         factor = alpha if variable is b else 1
         offset = constant if variable is b else alpha * constant
-        shifted: Tensor = IdentityRule.apply(variable, run, lambda x: x * factor + offset)
+        shifted: Tensor = _Shift.apply(variable, factor, offset)
         return shifted
     shape = _broadcast(a, b)
     booked = run.constant(constant, variable.expand(shape))
@@ -56,6 +55,28 @@ def _is_input_normalisation(run: Run, variable: Tensor, constant: Any) -> bool:
     if tag is None or not tag.is_input:
         return False
     return not isinstance(constant, Tensor) or all(size == 1 for size in constant.shape[-2:])
+
+
+class _Shift(torch.autograd.Function):
+    """``y = factor x + offset``, entry by entry, with ``R_x = R_y``. Neither x nor y is ever exactly zero."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float, offset: Any) -> Tensor:
+        ctx.set_materialize_grads(False)
+        y = nudged(x * factor + offset)
+        ctx.save_for_backward(x, y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        (g,) = gradients
+        x, y = ctx.saved_tensors
+        return (None if g is None else g * (y / x)), None, None
+
+
+def nudged(x: Tensor) -> Tensor:
+    """Return x with its zeros moved away from zero by next to nothing: relevance is x times the modified gradient."""
+    return torch.where(x == 0, torch.finfo(x.dtype).tiny ** 0.5, x)
 
 
 def join(run: Run, function: Any, args: Any, kwargs: Any) -> Any:

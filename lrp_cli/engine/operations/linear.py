@@ -85,7 +85,7 @@ def convolution(run: Run, function: Any, args: Any, kwargs: Any, *, dimensions: 
     repeat = partial(_per_dimension, dimensions)
     dilation, padding = repeat(a.get("dilation", 1)), a.get("padding", 0)
     if isinstance(padding, str):
-        x, padding = _explicit_padding(x, weight, dilation, padding)
+        x, padding = _explicit_padding(run, x, weight, dilation, padding)
     linear_map = Convolution(
         weight.detach(),
         _constant(bias),
@@ -113,7 +113,9 @@ def _per_dimension(dimensions: int, value: int | tuple[int, ...]) -> tuple[int, 
     return values * dimensions if len(values) == 1 else values
 
 
-def _explicit_padding(x: Tensor, weight: Tensor, dilation: tuple[int, ...], padding: str) -> tuple[Tensor, Any]:
+def _explicit_padding(
+    run: Run, x: Tensor, weight: Tensor, dilation: tuple[int, ...], padding: str
+) -> tuple[Tensor, Any]:
     """Resolve ``padding="same"`` and ``"valid"`` into numbers; what is not symmetric is padded beforehand."""
     if padding == "valid":
         return x, 0
@@ -121,7 +123,11 @@ def _explicit_padding(x: Tensor, weight: Tensor, dilation: tuple[int, ...], padd
     if all(total % 2 == 0 for total in totals):
         return x, tuple(total // 2 for total in totals)
     pads = [pad for total in reversed(totals) for pad in (total // 2, total - total // 2)]
-    return F.pad(x, pads), 0
+    padded = F.pad(x, pads)
+    tag = tag_of(x, run)
+    if tag is not None and tag.bounds is not None:
+        tagged(padded, run).bounds = F.pad(tag.bounds[0], pads), F.pad(tag.bounds[1], pads)
+    return padded, 0
 
 
 def batch_norm(run: Run, function: Any, args: Any, kwargs: Any) -> Any:
@@ -163,11 +169,11 @@ def batch_norm(run: Run, function: Any, args: Any, kwargs: Any) -> Any:
     return y
 
 
-def _version(tensor: Tensor | None) -> tuple[int, int] | None:
+def _version(tensor: Tensor | None) -> Hashable:
     if tensor is None:
         return None
     source = source_of(tensor)
-    return id(tensor if source is None else source), tensor._version
+    return id(tensor if source is None else source), tensor._version, tensor.data_ptr()
 
 
 def _same_channels(linear_map: LinearMap, t: Tensor) -> bool:
