@@ -14,7 +14,7 @@ probability    sum_k v_k dp_k/dz_c (p = softmax)   the logits, by their weight i
 """
 
 from collections.abc import Sequence
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -61,10 +61,12 @@ def make_seed(logits: Tensor, target: Target, versus: Versus, kind: str) -> tupl
     return indices, _seed(weights, logits, kind)
 
 
-def _indices(logits: Tensor, target: Target) -> Tensor:
+def _indices(logits: Tensor, target: Any) -> Tensor:
     samples, classes = logits.shape
     if target is None:
         return logits.argmax(dim=1)
+    if isinstance(target, str):
+        raise UsageError(f"a target is a class index, not {target!r}; the engine knows no class names")
     indices = torch.as_tensor(target, device=logits.device)
     if indices.is_floating_point() or indices.dtype == torch.bool or indices.dim() > 1:
         raise UsageError("a target is a class index, one a sample, or a seed of shape (N, classes)")

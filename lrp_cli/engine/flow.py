@@ -11,7 +11,7 @@ from lrp_cli.engine.linear_maps import LinearMap
 
 Value = TypeVar("Value")
 
-WIDE = 64
+WIDE = 12
 """Contributions to an output from which on a product is worth saving; fewer (depthwise convolutions) cost little."""
 
 TOLERABLE = 1e-5

@@ -138,8 +138,8 @@ class Interception(TorchFunctionMode):
     def _overwrite(self, name: str, func: Any, args: Any, kwargs: Any, kept: bool) -> Any:
         """Execute ``target[index] = value`` and the like."""
         run, (target, *rest) = self.run, args
-        if name == "setitem":
-            rest[1] = self._booked(rest[1], target[rest[0]])
+        if name == "setitem" and not run.carries(rest[1]):
+            func, rest = Tensor.copy_, [self._with_constant(target, *rest)]
         elif name in {"copy", "fill"}:
             func, rest = Tensor.copy_, [self._booked(rest[0], target)]
         if target._base is not None and not kept:
@@ -149,6 +149,15 @@ class Interception(TorchFunctionMode):
         func(copy, *rest, **kwargs)
         supersede(target, copy, run)
         return copy
+
+    def _with_constant(self, target: Tensor, index: Any, value: Any) -> Tensor:
+        """Return ``target`` with a constant, which is booked, in the places of an index of any kind."""
+        places = torch.zeros_like(target, dtype=torch.bool)
+        places[index] = True
+        values = torch.zeros_like(target)
+        values[index] = value
+        constant = self.run.constant(values, values) if bool(values.any()) else values
+        return torch.where(places, constant, target)
 
     def _booked(self, value: Any, like: Tensor) -> Any:
         """Return what is written in place of ``like``: constants are booked."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lrp_cli.engine.flow import Flow
 from lrp_cli.engine.linear_maps import LinearMap
-from lrp_cli.engine.rules import Rule
+from lrp_cli.engine.rules import OutputUse, Rule
 
 if TYPE_CHECKING:
     from lrp_cli.engine.run import Run
@@ -38,8 +38,8 @@ class Layer:
 class Assignment(Protocol):
     """Which rule a layer gets."""
 
-    def needs_output(self, layer: Layer) -> bool:
-        """Tell, during the forward pass, whether a rule that the layer may get reads the layer's output."""
+    def needs_output(self, layer: Layer) -> OutputUse:
+        """Tell, during the forward pass, what the rules that the layer may get read of the layer's output."""
         ...
 
     def rule(self, layer: Layer, count: int) -> Rule:
@@ -48,7 +48,7 @@ class Assignment(Protocol):
 
 
 class LayerCall:
-    """What is kept of one call of a layer until relevance comes back.
+    """What is kept of one call of a layer until relevance comes back, and ``use``: what of the output it needs.
 
     The output is kept only where a rule reads it, and can be computed again where it was let go.
     """
@@ -60,13 +60,16 @@ class LayerCall:
         make_map: Callable[[], LinearMap],
         x: Tensor,
         bounds: tuple[Tensor, Tensor] | None = None,
+        replaces: "LayerCall | None" = None,
     ) -> None:
         self.run = run
         self.layer = layer
         self.account = run.account()._replace(layer=layer.name)
         self.x = run.keep(x)
         self.bounds = bounds
+        self._replaces = replaces
         self._make_map = make_map
+        self.use = OutputUse.NONE
         self._y: Tensor | None = None
         self._memo: dict[str, Any] = {}
 
@@ -77,13 +80,9 @@ class LayerCall:
 
     def keep_output(self, y: Tensor) -> None:
         """Keep the output for the way back if a rule that the layer may get reads it."""
-        if self.run.assignment.needs_output(self.layer):
+        self.use = self.run.assignment.needs_output(self.layer)
+        if self.use:
             self._y = y.detach()
-
-    @property
-    def keeps_output(self) -> bool:
-        """Whether the output is kept."""
-        return self._y is not None
 
     def drop_output(self) -> None:
         """Let go of the output: another call now stands for this one."""
@@ -107,9 +106,18 @@ class LayerCall:
             g=g,
             book=partial(self.run.books.book, self.account),
             bounds=self.bounds,
-            memo=self._memo if self.run.keeps else {},
+            memo=self._memo,
         )
-        return rule.propagate(flow)
+        handed_on = rule.propagate(flow)
+        if not self.run.keeps:
+            self._release()
+        return handed_on
+
+    def _release(self) -> None:
+        """Free what was kept: no further target follows."""
+        self.x, self._y, self._memo = self.x.new_empty(0), None, {}
+        if self._replaces is not None:
+            self._replaces._release()
 
 
 class LayerNode(torch.autograd.Function):

@@ -13,7 +13,7 @@ Sources
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from enum import IntEnum
 
 import torch
 from torch import Tensor
@@ -23,10 +23,21 @@ from lrp_cli.engine.flow import Flow, pull_both, sums_by_difference
 from lrp_cli.errors import EngineError
 
 
+class OutputUse(IntEnum):
+    """What a rule reads of the layer's output: nothing, only where it carries relevance, or all of it."""
+
+    NONE = 0
+    ACTIVE = 1
+    WHOLE = 2
+
+
 class Rule(ABC):
     """How one layer hands its relevance on to its inputs."""
 
-    needs_output: ClassVar[bool] = True
+    @property
+    def needs_output(self) -> OutputUse:
+        """What the rule reads of the layer's output; a ReLU in place may have zeroed what carries no relevance."""
+        return OutputUse.ACTIVE
 
     @abstractmethod
     def propagate(self, flow: Flow) -> Tensor:
@@ -35,12 +46,16 @@ class Rule(ABC):
 
 def stabilised(z: Tensor, epsilon: Tensor | float) -> Tensor:
     """Return ``z + epsilon * sign(z)`` with ``sign(0) = +1``: a denominator away from zero, on z's own side."""
-    return z + torch.where(z < 0, -epsilon, epsilon)
+    return z + _with_sign_of(z, epsilon)
+
+
+def _with_sign_of(z: Tensor, size: Tensor | float) -> Tensor:
+    return torch.copysign(torch.as_tensor(size, dtype=z.dtype, device=z.device), z)
 
 
 def _ratio(relevance: Tensor, z: Tensor, stabiliser: float) -> Tensor:
     """Return ``relevance / stabilised(z)``, and zero where z is zero: there is nothing to distribute it to."""
-    return torch.where(z == 0, 0.0, relevance / stabilised(z, stabiliser))
+    return (relevance / stabilised(z, stabiliser)).masked_fill_(z == 0, 0.0)
 
 
 def _share(flow: Flow, relevance: Tensor, z: Tensor, stabiliser: float) -> Tensor:
@@ -52,7 +67,7 @@ def _share(flow: Flow, relevance: Tensor, z: Tensor, stabiliser: float) -> Tenso
 
 def _per_unit(relevance: Tensor, x: Tensor) -> Tensor:
     """Return ``relevance / x``: relevance in gradient form; zero where x is zero, which can carry none."""
-    return torch.where(x == 0, 0.0, relevance / x)
+    return (relevance / x).masked_fill_(x == 0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -63,7 +78,9 @@ class LRP0(Rule):
     Source: Bach et al. 2015, eq. 56; the Overview, section 10.2.1. In gradient form nothing is divided.
     """
 
-    needs_output: ClassVar[bool] = False
+    @property
+    def needs_output(self) -> OutputUse:
+        return OutputUse.NONE
 
     def propagate(self, flow: Flow) -> Tensor:
         bias = flow.map.bias_for(flow.g)
@@ -89,12 +106,16 @@ class Epsilon(Rule):
     relative: bool = False
     use_bias: bool = True
 
+    @property
+    def needs_output(self) -> OutputUse:
+        return OutputUse.WHOLE if self.relative else OutputUse.ACTIVE
+
     def propagate(self, flow: Flow) -> Tensor:
         bias = flow.map.bias_for(flow.y)
         if bias is None or self.use_bias:
             # R_j / (y_j + epsilon sign) = g_j - g_j epsilon / (|y_j| + epsilon): precise, however small epsilon is.
             epsilon = self._scale(flow.y)
-            absorbed = flow.g * (epsilon / (flow.y.abs() + epsilon))
+            absorbed = (flow.g / flow.y.abs().add_(epsilon)).mul_(epsilon)
             s = flow.g - absorbed
             flow.book(EPSILON, flow.y, absorbed)
             if bias is not None:
@@ -205,7 +226,7 @@ class Gamma(Rule):
         bias = flow.map.bias_for(flow.y) if self.use_bias else None
         # The output's sign and the denominator come from the same z: with the bias in both, or in neither.
         z = flow.y if self.use_bias else flow.total
-        if flow.is_non_negative and not bool((flow.g * (z < 0)).any()):
+        if flow.is_non_negative and (bool(z.min() >= 0) or not bool((flow.g * (z < 0)).any())):
             return self._on_one_side(flow, bias)
         return self._on_both_sides(flow, z, bias)
 
@@ -222,7 +243,7 @@ class Gamma(Rule):
 
     def _on_both_sides(self, flow: Flow, z: Tensor, bias: Tensor | None) -> Tensor:
         layer, half = flow.map, self.gamma / 2
-        sign = torch.where(z < 0, -1.0, 1.0).to(z.dtype)
+        sign = _with_sign_of(z, 1.0)
         spread = flow.spread if bias is None else flow.spread + bias.abs()
         s = _share(flow, flow.relevance, (1 + half) * z + half * sign * spread, self.stabiliser)
         if bias is not None:

@@ -26,12 +26,12 @@ class RulesetAssignment:
     def __init__(self, config: NamedRuleset) -> None:
         self.config = config
 
-    def needs_output(self, layer: EngineLayer) -> bool:
-        """Tell whether a rule that the layer may get reads the layer's output."""
+    def needs_output(self, layer: EngineLayer) -> rules.OutputUse:
+        """Tell what the rules that the layer may get read of the layer's output."""
         entries = candidates(
             self.config.ruleset, name=layer.name, class_name=layer.class_name, kind=layer.kind, index=layer.index
         )
-        return any(engine_rule(entry.rule).needs_output for entry in entries)
+        return max((engine_rule(entry.rule).needs_output for entry in entries), default=rules.OutputUse.NONE)
 
     def rule(self, layer: EngineLayer, count: int) -> rules.Rule:
         """Return the layer's rule.

@@ -1,8 +1,8 @@
 """``--config auto``: the preset that suits a kind of network, where none is asked for.
 
-Networks with layer norms (transformers, and ConvNeXt, built like one) carry signed activations between linear
-layers of great width: gamma in all of them and AttnLRP keep their relevance bounded and readable. The other networks
-are convolutional with a linear classifier on top: z-box at the pixels, gamma in convolutions, epsilon in the classifier.
+Networks with layer norms (transformers, and ConvNeXt, built like one) carry signed activations between linear layers of
+great width: gamma in all of them and AttnLRP keep their relevance bounded and readable. The other networks are
+convolutional with a linear classifier on top: z-box at the pixels, gamma in convolutions, epsilon in the classifier.
 """
 
 from collections.abc import Iterable

@@ -13,6 +13,7 @@ from lrp_cli.engine.layers import BATCH_NORM, CONVOLUTION, LINEAR, Layer, LayerC
 from lrp_cli.engine.linear_maps import Convolution, Linear, LinearMap, Scaling
 from lrp_cli.engine.naming import arguments
 from lrp_cli.engine.operations.unknown import unknown
+from lrp_cli.engine.rules import OutputUse
 from lrp_cli.engine.run import Run
 from lrp_cli.engine.tracking import source_of, tag_of, tagged
 
@@ -44,7 +45,7 @@ def run_layer(run: Run, layer: Layer, linear_map: LinearMap, x: Tensor, compute:
 def _note_layer(run: Run, y: Tensor, call: LayerCall, x: Tensor) -> None:
     tag = tagged(y, run)
     tag.layer_call, tag.layer_input = call, x
-    tag.kept = "output" if call.keeps_output else None
+    tag.kept = {OutputUse.NONE: None, OutputUse.ACTIVE: "output", OutputUse.WHOLE: "any"}[call.use]
 
 
 def linear(run: Run, function: Any, args: Any, kwargs: Any, *, suffix: str = "") -> Any:
@@ -159,7 +160,9 @@ def batch_norm(run: Run, function: Any, args: Any, kwargs: Any) -> Any:
         return LayerCall(run, layer_alone, lambda: Scaling(*statistics(), run.cache), fed_by.output())
 
     version = (*(_version(tensor) for tensor in (mean, variance, a.get("weight"), a.get("bias"))), eps)
-    merged = LayerCall(run, fed_by.layer, lambda: _merge(fed_by.map, statistics, version), fed_by.x, fed_by.bounds)
+    merged = LayerCall(
+        run, fed_by.layer, lambda: _merge(fed_by.map, statistics, version), fed_by.x, fed_by.bounds, fed_by
+    )
     fed_by.drop_output()
     if run.trace is not None:
         run.trace.add_layer(layer_alone)
