@@ -1,0 +1,169 @@
+"""Operations, time and memory of an explanation, as multiples of gradient times input on the same network and batch.
+
+    python -m tests.benchmarks.speed                        everything (an hour or more)
+    python -m tests.benchmarks.speed --networks vgg16 resnet50 --batches 1 --measure operations
+
+Operations are counted by torch's FlopCounterMode: exact, and the same on every machine. Times are medians of runs that
+take turns in one process, so that what else the machine does hits all alike. Memory is the peak of a process that
+explains once, above what it held with the network loaded. Other libraries are measured where they are installed
+(``pip install 'lrp-cli[peers]'``); "refuses" says that one cannot explain a network.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from tests.benchmarks.methods import methods, network
+
+NETWORKS = ["vgg16", "resnet50", "mobilenet_v2", "efficientnet_b0", "densenet121", "convnext_tiny"]
+NETWORKS += ["swin_t", "vit_b_16"]
+BASELINE = "gradient x input"
+
+
+class Operations(TorchDispatchMode):
+    """Adds up the floating-point operations of what is executed, by the formulas of torch's FlopCounterMode.
+
+    That mode itself also tracks modules, by hooks under which ReLUs in place fail.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Execute an operation and count it."""
+        out = func(*args, **(kwargs or {}))
+        formula = flop_registry.get(func.overloadpacket)
+        if formula is not None:
+            self.total += formula(*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+def operations(name: str, batch: int) -> dict[str, float | str]:
+    """Count floating-point operations of each method, as multiples of the baseline's."""
+    net = network(name)
+    counts: dict[str, float | str] = {}
+    for method, run in methods(name, net, torch.randn(batch, 3, 224, 224)).items():
+        try:
+            run()  # weights are transformed once a model, not once an explanation
+            with Operations() as counter:
+                run()
+            counts[method] = counter.total
+        except Exception as error:
+            counts[method] = f"refuses ({type(error).__name__})"
+    return _relative(counts)
+
+
+def times(name: str, batch: int, rounds: int) -> dict[str, float | str]:
+    """Time the methods in turn, and return medians as multiples of the baseline's."""
+    net = network(name)
+    runs = methods(name, net, torch.randn(batch, 3, 224, 224))
+    taken: dict[str, list[float]] = {}
+    for method, run in runs.items():
+        try:
+            run()
+            taken[method] = []
+        except Exception:  # noqa: S112 (said by the count of operations)
+            continue
+    for _ in range(rounds):
+        for method, seconds in taken.items():
+            start = time.perf_counter()
+            runs[method]()
+            seconds.append(time.perf_counter() - start)
+    return _relative({method: statistics.median(seconds) for method, seconds in taken.items()})
+
+
+def memory(name: str, batch: int) -> dict[str, float | str]:
+    """Measure each method's peak memory above the loaded network, in a process each."""
+    net = network(name)
+    peaks: dict[str, float | str] = {}
+    for method in methods(name, net, torch.randn(1, 3, 224, 224)):
+        command = [sys.executable, "-m", "tests.benchmarks.speed", "--peak", name, str(batch), method]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        peaks[method] = float(done.stdout) if done.returncode == 0 else "refuses"
+    return _relative(peaks)
+
+
+def peak(name: str, batch: int, method: str) -> float:
+    """Return the growth of this process's peak memory, in KiB, by running a method twice on a loaded network."""
+    net = network(name)
+    run = methods(name, net, torch.randn(batch, 3, 224, 224))[method]
+    _release()
+    before = _resident()
+    run()
+    run()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+
+
+def _release() -> None:
+    """Give freed memory back to the system and forget the peak so far (Linux; elsewhere the peak is an upper bound)."""
+    import ctypes
+    from pathlib import Path
+
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pass
+
+
+def _resident() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _relative(values: dict[str, float | str]) -> dict[str, float | str]:
+    baseline = values[BASELINE]
+    return {name: value if isinstance(value, str) else value / float(baseline) for name, value in values.items()}
+
+
+def _table(title: str, results: dict[str, dict[str, float | str]]) -> None:
+    names = list(dict.fromkeys(method for result in results.values() for method in result))
+    print(f"\n## {title}, times gradient x input\n")
+    print("| method | " + " | ".join(results) + " |")
+    print("| --- |" + " ---: |" * len(results))
+    for method in names:
+        values = [result.get(method, "-") for result in results.values()]
+        shown = [f"{value:.2f}" if isinstance(value, float) else str(value).split(" (")[0] for value in values]
+        print(f"| {method} | " + " | ".join(shown) + " |", flush=True)
+
+
+def main() -> None:
+    """Parse the command line and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", default=NETWORKS)
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--measure", nargs="+", default=["operations", "time", "memory"])
+    parser.add_argument("--json", action="store_true", help="print one JSON object a measurement instead of tables")
+    parser.add_argument("--peak", nargs=3, metavar=("NETWORK", "BATCH", "METHOD"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.peak:
+        print(peak(arguments.peak[0], int(arguments.peak[1]), arguments.peak[2]))
+        return
+    measures = {
+        "operations": operations,
+        "time": lambda name, batch: times(name, batch, arguments.rounds),
+        "memory": memory,
+    }
+    for what in arguments.measure:
+        for batch in arguments.batches:
+            results = {}
+            for name in arguments.networks:
+                results[name] = measures[what](name, batch)
+                if arguments.json:
+                    print(json.dumps({"measure": what, "batch": batch, "network": name, **results[name]}), flush=True)
+            if not arguments.json:
+                _table(f"{what.capitalize()}, batch {batch}", results)
+
+
+if __name__ == "__main__":
+    main()
