@@ -54,13 +54,13 @@ class Inspection:
     def books_error(self) -> float:
         """How far the books are out of balance, in proportion to the score."""
         explanation = self.explanation
-        return abs((explanation.imbalance / explanation.scores)[0].item())
+        return abs(explanation.imbalance[0].item() / (explanation.scores[0].item() or 1.0))
 
     @property
     def amplification(self) -> float:
         """Sum of the absolute relevance of the input, in proportion to the score."""
         explanation = self.explanation
-        return abs((explanation.relevance.abs().sum() / explanation.scores[0]).item())
+        return abs(explanation.relevance.double().abs().sum().item() / (explanation.scores[0].item() or 1.0))
 
 
 def inspect(explainer: Explainer, x: Tensor, target: Target = None) -> Inspection:

@@ -16,6 +16,7 @@ from lrp_cli.models.architectures import Architecture
 from lrp_cli.models.catalogue import DEFAULT_MODEL, find_architecture
 from lrp_cli.models.checkpoints import SUFFIXES, StateDict, read_checkpoint
 from lrp_cli.models.labels import IMAGENET_CLASSES, imagenet_labels, numbered_labels, read_labels
+from lrp_cli.models.randomised import enliven
 
 RANDOM = "random"
 
@@ -76,9 +77,10 @@ def load_model(
     else:
         source = f"{RANDOM}(seed={seed})"
     with _seeded(seed):
-        network = architecture.build(state, weights=published, source=source)
-    network = network.float().cpu().eval()
-    chosen = architecture.preprocessing(network, weights=published).override(preprocessing or {})
+        network = architecture.build(state, weights=published, source=source).float().cpu().eval()
+        chosen = architecture.preprocessing(network, weights=published).override(preprocessing or {})
+        if source.startswith(RANDOM):
+            enliven(network, chosen.input_size or (224, 224))
     classes = architecture.count_classes(network, chosen)
     return LoadedModel(
         name=architecture.name,
