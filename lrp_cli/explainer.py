@@ -189,8 +189,9 @@ def _check_balance(explanation: Explanation) -> None:
     if bool((explanation.imbalance.abs() > tolerance * booked).any()):
         worst = (explanation.imbalance.abs() / booked).max().item()
         raise EngineError(
-            f"the books do not balance: {worst:.1%} of the relevance is unaccounted for; this is a bug, please report "
-            "the model and the config"
+            f"the books do not balance: {worst:.1%} of the relevance is unaccounted for. Either the model computes "
+            "something out of sight (an autograd.Function of its own, a scripted function), or this is a bug: please "
+            "report it"
         )
 
 

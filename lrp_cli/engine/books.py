@@ -19,10 +19,12 @@ class Account(NamedTuple):
     Attributes:
         layer: name of the layer.
         operation: number of the operation in order of execution, where operations are traced.
+        batch_dim: which dimension of the tensors that are booked is the batch.
     """
 
     layer: str
     operation: int | None = None
+    batch_dim: int = 0
 
 
 def per_sample(relevance: Tensor, samples: int) -> Tensor:
@@ -55,7 +57,11 @@ class Books:
     entries: dict[Account, dict[str, Tensor]] = field(default_factory=dict)
 
     def book(self, account: Account, kind: str, relevance: Tensor, factor: Tensor | None = None) -> None:
-        """Add to what is absorbed on an account: relevance (any shape, batch first), times a factor that broadcasts."""
+        """Add relevance, times a factor that broadcasts if one is given, to what is absorbed on an account."""
+        if account.batch_dim:
+            same = factor is not None and factor.shape == relevance.shape
+            factor = factor.movedim(account.batch_dim, 0) if factor is not None and same else factor
+            relevance = relevance.movedim(account.batch_dim, 0)
         sums = per_sample(relevance, self.samples) if factor is None else self._dot(relevance, factor)
         kinds = self.entries.setdefault(account, {})
         kinds[kind] = kinds[kind] + sums if kind in kinds else sums

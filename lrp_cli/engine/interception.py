@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from lrp_cli.engine.naming import operation_name, writes_in_place
-from lrp_cli.engine.operations.registry import HANDLERS, HOMOGENEOUS, KEEPS_GATES
+from lrp_cli.engine.operations.registry import HANDLERS, HOMOGENEOUS, KEEPS_GATES, LIKE_ANOTHER, REORDERING
 from lrp_cli.engine.operations.unknown import unknown
 from lrp_cli.engine.run import Run
 from lrp_cli.engine.tracking import current, detached, forget, supersede, tag_of, tagged, tensors_in, with_tensors
@@ -47,14 +47,14 @@ class Interception(TorchFunctionMode):
         else:
             result = self._execute(name, func, args, kwargs, carriers)
         if any(self.run.carries(tensor) for tensor in tensors_in(result)):  # asking for a shape is no use
-            for tensor in carriers:
+            for tensor in carriers[:1] if name in LIKE_ANOTHER else carriers:
                 tagged(tensor, self.run).uses += 1
         return result
 
     def _resolve(self, tensor: Tensor) -> Tensor:
         """Return what an argument stands for: a parameter's values, or what took the place of a changed tensor."""
-        if tensor.requires_grad and tensor.is_leaf:
-            return detached(tensor)
+        if tensor.requires_grad and (tensor.grad_fn is None or tensor.grad_fn._sequence_nr() < self.run.begin):
+            return detached(tensor)  # a parameter, or what was made of parameters before the run
         return current(tensor, self.run)
 
     def _execute(self, name: str, func: Any, args: Any, kwargs: Any, carriers: list[Tensor]) -> Any:
@@ -73,11 +73,29 @@ class Interception(TorchFunctionMode):
             result = func(*args, **kwargs)
         else:
             result = unknown(run, func, args, kwargs)
-        if len(carriers) == 1:
+        if len(carriers) == 1 or name in LIKE_ANOTHER:
             self._hand_on_notes(name, func, args, kwargs, carriers[0], result)
         elif name in {"cat", "stack"}:
             self._hand_on_bounds(func, args, kwargs, result)
+        self._hand_on_layout(name, func, args, kwargs, carriers, result)
         return result
+
+    def _hand_on_layout(
+        self, name: str, func: Any, args: Any, kwargs: Any, carriers: list[Tensor], result: Any
+    ) -> None:
+        """Note which dimension of a result is the batch, where it is not the first."""
+        run = self.run
+        tags = [(tensor, tag) for tensor in carriers if (tag := tag_of(tensor, run)) is not None and tag.batch_dim]
+        source, at = (tags[0][0], tags[0][1].batch_dim) if tags else (carriers[0], 0)
+        if name in REORDERING:
+            # The same done to a tensor whose sizes tell its dimensions apart.
+            sizes = torch.empty([size + 2 for size in range(source.dim())], device="meta")
+            tagged(result, run).batch_dim = list(func(sizes, *args[1:], **kwargs).shape).index(at + 2)
+        elif at:
+            for tensor in tensors_in(result):
+                kept = tensor.dim() == source.dim() and tensor.shape[at] == run.samples
+                if run.carries(tensor) and kept:
+                    tagged(tensor, run).batch_dim = at
 
     def _hand_on_notes(self, name: str, func: Any, args: Any, kwargs: Any, source: Tensor, result: Any) -> None:
         run, tag = self.run, tag_of(source, self.run)
@@ -178,8 +196,14 @@ def _property(run: Run, name: str, func: Any, args: Any, kwargs: Any) -> Any:
     tensor = args[0]
     source = current(tensor, run)
     result = func(source, *args[1:], **kwargs)
-    if isinstance(result, Tensor) and source.is_leaf and not result.is_leaf:  # the transpose of a parameter
+    if not isinstance(result, Tensor) or not run.carries(result):
+        return result
+    if not run.carries(source):  # the transpose of a parameter
         return result.detach()
+    tag = tag_of(source, run)
+    if name in REORDERING:
+        sizes = torch.empty([size + 2 for size in range(source.dim())], device="meta")
+        tagged(result, run).batch_dim = list(func(sizes).shape).index((tag.batch_dim if tag else 0) + 2)
     if isinstance(result, Tensor) and name in KEEPS_GATES and run.carries(source) and run.is_gate(source):
         tagged(result, run).is_gate = True
     return result

@@ -64,7 +64,7 @@ class LayerCall:
     ) -> None:
         self.run = run
         self.layer = layer
-        self.account = run.account()._replace(layer=layer.name)
+        self.account = run.account(x)._replace(layer=layer.name)
         self.x = run.keep(x)
         self.bounds = bounds
         self._replaces = replaces

@@ -72,6 +72,7 @@ class Propagation:
         self._x = nudged(x.detach()).requires_grad_()
         with torch.enable_grad(), self._run.modules.watching():
             entering = self._x.clone()
+            self._run.begin = entering.grad_fn._sequence_nr() if entering.grad_fn else 0
             tag = tagged(entering, self._run)
             tag.is_input = True
             if bounds is not None:

@@ -27,6 +27,7 @@ class Run:
         keeps: whether further backward passes follow the one in hand.
         books: the books of the backward pass in hand.
         trace: where operations are recorded, if they are.
+        begin: sequence number of the input in autograd's graph; what is older does not depend on the input.
         anchor: an empty tensor at the root of every constant, so that backward passes visit the constants.
     """
 
@@ -52,6 +53,7 @@ class Run:
         self.keeps = True
         self.anchor = torch.empty(0, requires_grad=True)
         self.layer_count = 0
+        self.begin = 0
         self._rules: dict[Layer, Rule] = {}
 
     def new_layer(self, kind: str, suffix: str = "") -> Layer:
@@ -60,9 +62,11 @@ class Run:
         self.layer_count += kind != BATCH_NORM
         return layer
 
-    def account(self, suffix: str = "") -> Account:
-        """Return the account that what is being executed books on."""
-        return Account(self.modules.name + suffix, None if self.trace is None else self.trace.number)
+    def account(self, like: Tensor) -> Account:
+        """Return the account that what is being executed books on, for tensors laid out as ``like`` is."""
+        tag = tag_of(like, self)
+        number = None if self.trace is None else self.trace.number
+        return Account(self.modules.name, number, tag.batch_dim if tag else 0)
 
     def rule(self, layer: Layer) -> Rule:
         """Return the layer's rule. Only once the forward pass is over: first and last are known then."""
@@ -72,7 +76,9 @@ class Run:
 
     def carries(self, value: Any) -> bool:
         """Whether relevance can pass through a value: it is a tensor that depends on the model's input."""
-        return isinstance(value, Tensor) and value.requires_grad and not value.is_leaf
+        if not isinstance(value, Tensor) or value.grad_fn is None:
+            return False
+        return value.grad_fn._sequence_nr() >= self.begin
 
     def is_gate(self, tensor: Tensor) -> bool:
         """Whether the tensor weighs other activations (it came out of a sigmoid, softmax or the like)."""
@@ -89,7 +95,8 @@ class Run:
     def constant(self, value: Tensor | float, like: Tensor) -> Tensor:
         """Return a constant as a tensor of ``like``'s shape whose share of the relevance goes to the books."""
         tensor = value if isinstance(value, Tensor) else torch.as_tensor(value, dtype=like.dtype, device=like.device)
-        booked: Tensor = _Constant.apply(self.anchor, tensor.expand(like.shape), self, self.account())
+        tensor = tensor.to(torch.promote_types(tensor.dtype, like.dtype))
+        booked: Tensor = _Constant.apply(self.anchor, tensor.expand(like.shape), self, self.account(like))
         return booked
 
 

@@ -25,6 +25,7 @@ class Tag:
         layer_call, layer_input: the layer whose output the tensor is, and the tensor that it was applied to.
         uses: how many operations have read the tensor.
         is_gate: whether it came out of a sigmoid, softmax or the like and so weighs other activations.
+        batch_dim: which dimension is the batch.
         bounds: its smallest and largest possible values, shape of the tensor; None once a layer has been passed.
         is_input: whether no layer lies between the model's input and the tensor.
         kept: None, "output" (kept only as the output of the layer that made it) or "any" (kept for the way back).
@@ -32,7 +33,19 @@ class Tag:
         is_stale: whether it was changed in place through a view of it, which only that view knows.
     """
 
-    __slots__ = ("bounds", "is_gate", "is_input", "is_stale", "kept", "layer_call", "layer_input", "now", "run", "uses")
+    __slots__ = (
+        "batch_dim",
+        "bounds",
+        "is_gate",
+        "is_input",
+        "is_stale",
+        "kept",
+        "layer_call",
+        "layer_input",
+        "now",
+        "run",
+        "uses",
+    )
 
     def __init__(self, run: "Run") -> None:
         self.run = run
@@ -40,6 +53,7 @@ class Tag:
         self.layer_input: Tensor | None = None
         self.uses = 0
         self.is_gate = False
+        self.batch_dim = 0
         self.bounds: tuple[Tensor, Tensor] | None = None
         self.is_input = False
         self.kept: str | None = None

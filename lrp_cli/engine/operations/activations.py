@@ -37,7 +37,7 @@ class IdentityRule(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, run: Run, function: Callable[[Tensor], Tensor]) -> Tensor:
         ctx.set_materialize_grads(False)
-        ctx.x, ctx.run, ctx.account, ctx.function = run.keep(x), run, run.account(), function
+        ctx.x, ctx.run, ctx.account, ctx.function = run.keep(x), run, run.account(x), function
         return function(x.detach())
 
     @staticmethod

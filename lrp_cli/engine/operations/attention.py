@@ -21,6 +21,7 @@ from lrp_cli.engine.operations.linear import linear
 from lrp_cli.engine.operations.products import Scaled
 from lrp_cli.engine.operations.unknown import booked, unknown
 from lrp_cli.engine.run import Run
+from lrp_cli.engine.tracking import tagged
 
 _SDPA = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
 _MHA = (
@@ -99,7 +100,9 @@ def multi_head_attention(run: Run, function: Any, args: Any, kwargs: Any) -> Any
     joined = attended.transpose(1, 2).reshape(samples, length, width)
     out = linear(run, F.linear, (joined, a["out_proj_weight"], a["out_proj_bias"]), {}, suffix=".out_proj")
     weights = _weights(query, key, per_head, mask, a) if a.get("need_weights", True) else None
-    return out.transpose(0, 1), weights
+    output = out.transpose(0, 1)
+    tagged(output, run).batch_dim = 1
+    return output, weights
 
 
 def _projected(run: Run, a: dict[str, Any]) -> list[Tensor]:

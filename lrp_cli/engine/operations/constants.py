@@ -3,10 +3,10 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lrp_cli.engine.naming import arguments
-from lrp_cli.engine.operations.unknown import unknown
 from lrp_cli.engine.run import Run
 from lrp_cli.engine.tracking import tag_of
 
@@ -90,7 +90,7 @@ def join(run: Run, function: Any, args: Any, kwargs: Any) -> Any:
 
 def where(run: Run, function: Any, args: Any, kwargs: Any) -> Any:
     """``torch.where(condition, a, b)``."""
-    condition, a, b = args
+    condition, a, b = args if args[0].dtype == torch.bool else (args[1], args[0], args[2])  # x.where(condition, b)
     shape = _broadcast(*args)
     like = (a if run.carries(a) else b).expand(shape)
     return torch.where(condition, *(t if run.carries(t) else run.constant(t, like) for t in (a, b)))
@@ -108,5 +108,6 @@ def pad(run: Run, function: Any, args: Any, kwargs: Any) -> Any:
     """``F.pad``: with zeros, or with copies of the border."""
     a = arguments(("input", "pad", "mode", "value"), args, kwargs)
     if a.get("mode", "constant") == "constant" and a.get("value"):
-        return unknown(run, function, args, kwargs)
+        around = F.pad(torch.zeros_like(a["input"]), a["pad"], value=a["value"])
+        return F.pad(a["input"], a["pad"]) + run.constant(around, around)
     return function(*args, **kwargs)

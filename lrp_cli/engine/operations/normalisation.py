@@ -1,5 +1,6 @@
 """Layer, group, instance and RMS norm: the scale is held constant, what is left is linear (Ali et al. 2022)."""
 
+from collections.abc import Callable
 from math import prod
 from typing import Any
 
@@ -24,45 +25,58 @@ class Standardised(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, y: Tensor, r: Tensor, gain: Tensor | None, shift: Tensor | None, centred: bool, run: Run
+        ctx: Any,
+        x: Tensor,
+        compute: Callable[[Tensor], tuple[Tensor, Tensor]],
+        gain: Tensor | None,
+        shift: Tensor | None,
+        centred: bool,
+        run: Run,
     ) -> Tensor:
         ctx.set_materialize_grads(False)
-        ctx.r, ctx.gain, ctx.shift, ctx.centred = r, gain, shift, centred
-        ctx.run, ctx.account = run, run.account()
+        y, ctx.r = compute(x.detach())
+        ctx.gain, ctx.shift, ctx.centred = gain, shift, centred
+        ctx.run, ctx.account = run, run.account(x)
         return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         (g,) = gradients
         if g is None:
-            return (None,) * 7
+            return (None,) * 6
         if ctx.shift is not None:
             ctx.run.books.book(ctx.account, BIAS, ctx.shift * g)
         h = g if ctx.gain is None else g * ctx.gain
         grouped = h.reshape(ctx.r.shape[0], -1)
         if ctx.centred:
             grouped = grouped - grouped.mean(dim=1, keepdim=True)
-        return (grouped * ctx.r).view(g.shape), *(None,) * 6
+        return (grouped * ctx.r).view(g.shape), *(None,) * 5
 
 
 def layer_norm(run: Run, function: Any, args: Any, kwargs: Any) -> Any:
     """``F.layer_norm``."""
     a = arguments(_NAMES, args, kwargs)
     x, shape, gain, shift = a["input"], a["normalized_shape"], a.get("weight"), a.get("bias")
-    y, _, r = torch.native_layer_norm(x.detach(), shape, gain, shift, a.get("eps", 1e-5))
-    return Standardised.apply(x, y, r.reshape(-1, 1), gain, shift, True, run)
+
+    def compute(x: Tensor) -> tuple[Tensor, Tensor]:
+        y, _, r = torch.native_layer_norm(x, shape, gain, shift, a.get("eps", 1e-5))
+        return y, r.reshape(-1, 1)
+
+    return Standardised.apply(x, compute, gain, shift, True, run)
 
 
 def rms_norm(run: Run, function: Any, args: Any, kwargs: Any) -> Any:
     """``F.rms_norm``."""
     a = arguments(("input", "normalized_shape", "weight", "eps"), args, kwargs)
     x, gain = a["input"], a.get("weight")
-    eps = a.get("eps")
-    y = function(x.detach(), *args[1:], **kwargs)
-    grouped = x.detach().reshape(-1, prod(a["normalized_shape"]))
-    eps = torch.finfo(x.dtype).eps if eps is None else eps
-    r = torch.rsqrt(grouped.square().mean(dim=1, keepdim=True) + eps)
-    return Standardised.apply(x, y, r, gain, None, False, run)
+    eps = torch.finfo(x.dtype).eps if a.get("eps") is None else a["eps"]
+
+    def compute(x: Tensor) -> tuple[Tensor, Tensor]:
+        grouped = x.reshape(-1, prod(a["normalized_shape"]))
+        r = torch.rsqrt(grouped.square().mean(dim=1, keepdim=True) + eps)
+        return F.rms_norm(x, a["normalized_shape"], gain, a.get("eps")), r
+
+    return Standardised.apply(x, compute, gain, None, False, run)
 
 
 def group_norm(run: Run, function: Any, args: Any, kwargs: Any) -> Any:
@@ -82,13 +96,17 @@ def instance_norm(run: Run, function: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _per_group(run: Run, x: Tensor, groups: int, gain: Tensor | None, shift: Tensor | None, eps: float) -> Tensor:
-    y = F.group_norm(x.detach(), groups, gain, shift, eps)
-    grouped = x.detach().reshape(x.shape[0] * groups, -1)
-    r = torch.rsqrt(grouped.var(dim=1, correction=0, keepdim=True) + eps)
+    weight, bias = gain, shift
+
+    def compute(x: Tensor) -> tuple[Tensor, Tensor]:
+        grouped = x.reshape(x.shape[0] * groups, -1)
+        r = torch.rsqrt(grouped.var(dim=1, correction=0, keepdim=True) + eps)
+        return F.group_norm(x, groups, weight, bias, eps), r
+
     by_channel = (-1, *[1] * (x.dim() - 2))
     gain = None if gain is None else gain.view(by_channel)
     shift = None if shift is None else shift.view(by_channel)
-    normalised: Tensor = Standardised.apply(x, y, r, gain, shift, True, run)
+    normalised: Tensor = Standardised.apply(x, compute, gain, shift, True, run)
     return normalised
 
 
@@ -105,3 +123,12 @@ def local_response_norm(run: Run, function: Any, args: Any, kwargs: Any) -> Any:
     y = function(x.detach(), *rest, **kwargs)
     factor = torch.where(x.detach() == 0, 1.0, y / x.detach())
     return x * factor
+
+
+def with_mean(run: Run, function: Any, args: Any, kwargs: Any) -> Any:
+    """``torch.var_mean`` and ``torch.std_mean``: the mean is linear, the other a statistic that scales are made of."""
+    x, *rest = args
+    statistic = torch.var if function.__name__ == "var_mean" else torch.std
+    spread = unknown(run, statistic, args, kwargs)
+    dims = rest[0] if rest else kwargs.get("dim")
+    return spread, x.mean(dim=dims, keepdim=kwargs.get("keepdim", False))

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from lrp_cli.engine.books import NORMALISATION
+from lrp_cli.engine.naming import arguments
+from lrp_cli.engine.operations.activations import identity_rule
 from lrp_cli.engine.operations.linear import product_with_weight
 from lrp_cli.engine.operations.unknown import booked, unknown
 from lrp_cli.engine.run import Run
@@ -73,8 +75,36 @@ def divide(run: Run, function: Any, args: Any, kwargs: Any) -> Any:
     if not run.carries(denominator):
         return function(*args, **kwargs)
     if not run.carries(numerator):
-        return unknown(run, function, args, kwargs)
+        return scale(run, function, args, kwargs)
     return torch.div(numerator, denominator.detach(), **kwargs)
+
+
+def scale(run: Run, function: Any, args: Any, kwargs: Any) -> Any:
+    """``1 / x``, ``rsqrt(x)``: a scale for other activations, and so a gate; no rule of its own is known."""
+    result = unknown(run, function, args, kwargs)
+    for tensor in tensors_in(result):
+        tagged(tensor, run).is_gate = True
+    return result
+
+
+def power(run: Run, function: Any, args: Any, kwargs: Any) -> Any:
+    """``x ** n``: the identity rule; for n < 0 a scale."""
+    exponent = args[1] if len(args) > 1 else kwargs["exponent"]
+    if isinstance(exponent, Tensor) or function.__name__ == "__rpow__":
+        return unknown(run, function, args, kwargs)
+    return (scale if exponent < 0 else identity_rule)(run, function, args, kwargs)
+
+
+def glu(run: Run, function: Any, args: Any, kwargs: Any) -> Any:
+    """``F.glu``: one half of the channels, weighed by the sigmoid of the other, which is held constant."""
+    a = arguments(("input", "dim"), args, kwargs)
+    value, gates = a["input"].chunk(2, dim=a.get("dim", -1))
+    return value * gates.detach().sigmoid()
+
+
+def log_softmax(run: Run, function: Any, args: Any, kwargs: Any) -> Any:
+    """Logarithm of softmax: its gradient; what that does not hand on is booked."""
+    return booked(run, function, args, kwargs, NORMALISATION)
 
 
 def softmax(run: Run, function: Any, args: Any, kwargs: Any) -> Any:

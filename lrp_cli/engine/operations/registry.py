@@ -15,8 +15,9 @@ def _names(text: str) -> frozenset[str]:
 
 ACTIVATIONS = _names(
     """
-    relu6 gelu silu hardswish elu selu celu mish softplus softsign tanhshrink hardtanh clamp logsigmoid hardshrink
-    softshrink pow square
+    relu6 gelu silu hardswish elu selu celu mish softplus softsign tanhshrink hardtanh clamp logsigmoid log_sigmoid
+    hardshrink
+    softshrink square
     """
 )
 """Elementwise functions that relevance passes unchanged."""
@@ -33,12 +34,17 @@ HANDLERS: dict[str, Handler] = {
     **dict.fromkeys(["mul", "bmm", "mm", "einsum"], products.bilinear),
     **dict.fromkeys(["matmul", "rmatmul"], products.matmul),
     **dict.fromkeys(["div", "rdiv"], products.divide),
+    "pow": products.power,
     "layer_norm": normalisation.layer_norm,
     "rms_norm": normalisation.rms_norm,
     "group_norm": normalisation.group_norm,
     "instance_norm": normalisation.instance_norm,
     "normalize": normalisation.normalize,
     "local_response_norm": normalisation.local_response_norm,
+    **dict.fromkeys(["var_mean", "std_mean"], normalisation.with_mean),
+    **dict.fromkeys(["rsqrt", "reciprocal"], products.scale),
+    "glu": products.glu,
+    "log_softmax": products.log_softmax,
     "scaled_dot_product_attention": attention.scaled_dot_product_attention,
     "multi_head_attention_forward": attention.multi_head_attention,
     "add": constants.add,
@@ -84,6 +90,12 @@ _PIECEWISE_LINEAR = _names(
 )
 HOMOGENEOUS = _SHAPES | _SUMS | _MAXIMA | _PIECEWISE_LINEAR
 """Operations with f(x) = f'(x) x, which plain autograd propagates relevance through in the gradient form."""
+
+LIKE_ANOTHER = frozenset({"expand_as", "view_as", "reshape_as", "type_as", "to"})
+"""Operations that read nothing but shape or type of a second tensor."""
+
+REORDERING = frozenset({"transpose", "permute", "movedim", "t", "get T", "get mT", "get H", "get mH"})
+"""Operations that put dimensions in another order."""
 
 KEEPS_GATES = _names(
     """

@@ -23,10 +23,9 @@ def unknown(run: Run, function: Any, args: Any, kwargs: Any) -> Any:
     gates, statistics or masks never sees any), or, with ``on_unknown="gradient"``, the plain gradient hands it on and
     what is not conserved is booked.
     """
-    carriers = [tensor for tensor in tensors_in((args, kwargs)) if run.carries(tensor)]
     result = function(*args, **kwargs)
     outputs = [tensor for tensor in tensors_in(result) if run.carries(tensor)]
-    if not outputs or _is_homogeneous(carriers, outputs):
+    if not outputs or _is_homogeneous(run, function, args, kwargs):
         return result
     if run.on_unknown == "gradient":
         return booked(run, function, args, kwargs, UNKNOWN)
@@ -34,26 +33,44 @@ def unknown(run: Run, function: Any, args: Any, kwargs: Any) -> Any:
     return with_tensors(result, lambda t: _Refused.apply(t, refusal) if run.carries(t) else t)
 
 
-def _is_homogeneous(carriers: list[Tensor], outputs: list[Tensor]) -> bool:
-    """Whether ``f(x) = f'(x) x`` holds for a random weighting of the outputs."""
+def _is_homogeneous(run: Run, function: Any, args: Any, kwargs: Any) -> bool:
+    """Whether ``f(x) = f'(x) x`` holds for a random weighting of the outputs; apart from the graph of the run."""
+    copies = {id(t): t.detach().requires_grad_() for t in tensors_in((args, kwargs)) if run.carries(t)}
+    carriers = list(copies.values())
+    args, kwargs = with_tensors((args, kwargs), lambda t: copies.get(id(t), t))
     generator = torch.Generator().manual_seed(0)
-    weightings = [torch.rand(t.shape, generator=generator, dtype=torch.float64).to(t) + 0.5 for t in outputs]
     try:
-        gradients = torch.autograd.grad(outputs, carriers, weightings, retain_graph=True, allow_unused=True)
+        outputs = [tensor for tensor in tensors_in(function(*args, **kwargs)) if tensor.requires_grad]
+        weightings = [torch.rand(t.shape, generator=generator, dtype=torch.float64).to(t) + 0.5 for t in outputs]
+        gradients = torch.autograd.grad(outputs, carriers, weightings, allow_unused=True)
     except RuntimeError:
         return False
-    weighted = [(w * t.detach()).double() for w, t in zip(weightings, outputs, strict=True)]
-    projected = [(t.detach() * g).double() for t, g in zip(carriers, gradients, strict=True) if g is not None]
+    weighted = [_products(w, t) for w, t in zip(weightings, outputs, strict=True)]
+    projected = [_products(t, g) for t, g in zip(carriers, gradients, strict=True) if g is not None]
+    tolerance = 1e-9 if all(t.dtype == torch.float64 for t in carriers) else TOLERANCE
     difference = sum(w.sum().item() for w in weighted) - sum(p.sum().item() for p in projected)
-    return abs(difference) <= TOLERANCE * sum(w.abs().sum().item() for w in weighted)
+    return abs(difference) <= tolerance * sum(w.abs().sum().item() for w in weighted)
+
+
+def _products(a: Tensor, b: Tensor) -> Tensor:
+    """Return the terms of the real inner product of two tensors, which may be complex."""
+    terms = a.detach() * b.detach().conj()
+    return (terms.real if terms.is_complex() else terms).double()
 
 
 def booked(run: Run, function: Any, args: Any, kwargs: Any, kind: str) -> Any:
     """Execute an operation with its plain gradient; the relevance that it does not hand on is booked under ``kind``."""
-    account = run.account()
-    entered = with_tensors((args, kwargs), lambda t: _Booked.apply(t, run, account, kind, -1) if run.carries(t) else t)
-    result = function(*entered[0], **entered[1])
-    return with_tensors(result, lambda t: _Booked.apply(t, run, account, kind, 1) if run.carries(t) else t)
+    carriers = [tensor for tensor in tensors_in((args, kwargs)) if run.carries(tensor)]
+
+    def watched(tensor: Tensor, sign: int) -> Tensor:
+        if not run.carries(tensor):
+            return tensor
+        account = run.account(tensor if sign < 0 else carriers[0])
+        passed: Tensor = _Booked.apply(tensor, run, account, kind, sign)
+        return passed
+
+    entered = with_tensors((args, kwargs), lambda t: watched(t, -1))
+    return with_tensors(function(*entered[0], **entered[1]), lambda t: watched(t, 1))
 
 
 class _Booked(torch.autograd.Function):
@@ -70,7 +87,8 @@ class _Booked(torch.autograd.Function):
         (g,) = gradients
         if g is not None:
             run, account, kind, sign = ctx.note
-            run.books.book(account, kind, sign * ctx.t * g)
+            # An attention mask is minus infinity where it lets nothing through, and nothing has no share.
+            run.books.book(account, kind, torch.where(g == 0, 0.0, sign * ctx.t * g))
         return g, None, None, None, None
 
 

@@ -1,0 +1,205 @@
+"""One member of each family of torchvision's classifiers: forward, books, bounds, and the model left as it was.
+
+Batch norms have the statistics of a batch, and whatever torchvision initialises with zeros or ones (biases, gains,
+layer scales, class tokens, some heads) has values of its own: else nothing would be tested. Pictures are as small as a
+network allows. Every preset, and all the names that torchvision knows, are marked slow.
+"""
+
+import copy
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pytest
+import torch
+import torchvision.models
+from networks import Case, amplification, assert_right, assert_samples_independent, build, explain, fingerprint, inputs
+from torch import nn
+
+from lrp_cli.errors import EngineError
+from lrp_cli.explainer import Explanation
+from lrp_cli.rulesets import presets
+
+CLASSES = 100
+
+
+@dataclass(frozen=True)
+class Family:
+    """How a family is tested.
+
+    Attributes:
+        side: height and width of the pictures.
+        bound: the largest sum of |relevance| that is tolerated at the input, in proportion to the score, under the
+            recommended preset: epsilon-gamma-box for convolutional networks, attnlrp for those with attention.
+        attention: whether it has softmax attention.
+        heavy: whether the default suite tries the recommended preset only.
+    """
+
+    side: int
+    bound: float
+    attention: bool = False
+    heavy: bool = False
+
+    @property
+    def recommended(self) -> str:
+        return "attnlrp" if self.attention else "epsilon-gamma-box"
+
+
+FAMILIES = {
+    "alexnet": Family(64, 2),
+    "vgg11": Family(32, 2, heavy=True),
+    "vgg11_bn": Family(32, 2, heavy=True),
+    "resnet18": Family(64, 2),
+    "resnet50": Family(64, 2),
+    "resnext50_32x4d": Family(64, 2),
+    "wide_resnet50_2": Family(64, 2, heavy=True),
+    "densenet121": Family(64, 20),
+    "googlenet": Family(64, 4),
+    "inception_v3": Family(96, 4),
+    "mobilenet_v2": Family(64, 4),
+    "mobilenet_v3_small": Family(64, 4),
+    "mnasnet0_5": Family(64, 4),
+    "efficientnet_b0": Family(64, 4),
+    "efficientnet_v2_s": Family(64, 4, heavy=True),
+    "regnet_x_400mf": Family(64, 4),
+    "regnet_y_400mf": Family(64, 4),
+    "shufflenet_v2_x0_5": Family(64, 10),
+    "squeezenet1_0": Family(64, 2),
+    "convnext_tiny": Family(64, 2),
+    "swin_t": Family(112, 20, attention=True),
+    "swin_v2_t": Family(128, 20, attention=True),
+    "vit_b_16": Family(224, 20, attention=True, heavy=True),
+    "maxvit_t": Family(224, 20, attention=True, heavy=True),
+}
+
+EVERYDAY = ("lrp-0", "epsilon-plus-flat", "epsilon-gamma-box", "epsilon-alpha2-beta1-flat")
+"""The presets that the default suite tries on convolutional networks."""
+
+EVERYDAY_ATTENTION = ("cp-lrp", "attnlrp", "attnlrp-gamma")
+
+EVERY = tuple(preset.name for preset in presets())
+
+
+@dataclass(frozen=True)
+class Member:
+    """A network in both precisions, with the same two pictures."""
+
+    name: str
+    double: Case
+    single: Case
+
+    @cached_property
+    def explanation(self) -> Explanation:
+        """The recommended preset's, in single precision."""
+        return explain(self.single, FAMILIES[self.name].recommended)
+
+
+def make(name: str) -> nn.Module:
+    options: dict[str, Any] = {}
+    if name in {"googlenet", "inception_v3"}:
+        options = {"aux_logits": False, "init_weights": False, "transform_input": True}
+    return torchvision.models.get_model(name, weights=None, num_classes=CLASSES, **options)
+
+
+@pytest.fixture(scope="module")
+def member(request: pytest.FixtureRequest) -> Member:
+    """Return the network of the name that a test is parametrised with."""
+    name = request.param
+    side = FAMILIES[name].side
+    model = build(lambda: make(name), inputs(4, 3, side, side, seed=5))
+    x = inputs(2, 3, side, side)
+    return Member(name, Case(copy.deepcopy(model).double(), x), Case(model, x.float()))
+
+
+each_family = pytest.mark.parametrize("member", FAMILIES, indirect=True)
+
+
+def with_presets() -> list[Any]:
+    """Return (family, preset) for every family and every preset, most of them marked slow."""
+    pairs = []
+    for name, family in FAMILIES.items():
+        everyday = EVERYDAY_ATTENTION if family.attention else EVERYDAY
+        if family.heavy:
+            everyday = (family.recommended,)
+        pairs += [
+            pytest.param(name, preset, marks=[] if preset in everyday else [pytest.mark.slow], id=f"{name}-{preset}")
+            for preset in EVERY
+        ]
+    return pairs
+
+
+@pytest.mark.parametrize(("member", "preset"), with_presets(), indirect=["member"])
+def test_forward_is_the_plain_models_and_the_books_balance(member: Member, preset: str) -> None:
+    assert_right(explain(member.double, preset), member.double)
+    assert_right(explain(member.single, preset), member.single)
+
+
+@each_family
+def test_relevance_stays_in_bounds_under_the_recommended_preset(member: Member) -> None:
+    assert 1e-2 <= amplification(member.explanation) <= FAMILIES[member.name].bound
+
+
+@each_family
+def test_the_model_is_left_as_it_was_and_a_second_run_is_the_same(member: Member) -> None:
+    family, network = FAMILIES[member.name], member.single
+    first = member.explanation
+    before = fingerprint(network.model)
+    second = explain(network, family.recommended)
+    assert fingerprint(network.model) == before
+    assert torch.equal(first.relevance, second.relevance)
+    assert torch.equal(first.logits, second.logits)
+    assert first.absorbed.keys() == second.absorbed.keys()
+    for layer, absorbed in first.absorbed.items():
+        assert torch.equal(absorbed, second.absorbed[layer])
+
+
+@each_family
+def test_a_pictures_relevance_does_not_depend_on_its_batch(member: Member) -> None:
+    """In single precision torch's own logits depend on the batch a little: it picks its algorithms by size."""
+    family, network = FAMILIES[member.name], member.single
+    with torch.no_grad():
+        together, alone = network.model(network.x), network.model(network.x[:1])
+    of_torch = ((together[0] - alone[0]).abs().max() / alone.abs().max()).item()
+    assert of_torch < 1e-3
+    assert_samples_independent(network, family.recommended, max(1e-5, 20 * of_torch))
+    if not family.heavy:
+        assert_samples_independent(member.double, family.recommended, 1e-9)
+
+
+@each_family
+def test_nothing_is_trivial(member: Member) -> None:
+    """The networks test something: no two pictures, and no two classes, are explained alike; biases absorb."""
+    explanation = member.explanation
+    assert not torch.allclose(explanation.logits[0], explanation.logits[1], rtol=1e-3)
+    assert (explanation.absorbed_sum.abs() > 1e-3 * explanation.scores.abs()).all()
+
+
+def test_training_mode_is_refused() -> None:
+    model = make("shufflenet_v2_x0_5")
+    with pytest.raises(EngineError, match="training mode"):
+        explain(Case(model, inputs(2, 3, 64, 64).float()))
+
+
+NAMES = torchvision.models.list_models(module=torchvision.models)
+
+
+def test_every_name_is_tested() -> None:
+    assert len(NAMES) >= 80
+    assert set(FAMILIES) <= set(NAMES)
+    assert len(EVERY) >= 10
+
+
+def side_of(name: str) -> int:
+    """Return how large pictures have to be for a model."""
+    sides = {"swin_v2": 128, "swin": 112, "vit": 224, "maxvit": 224, "inception": 96}
+    return next((side for start, side in sides.items() if name.startswith(start)), 64)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_every_name(name: str) -> None:
+    """All of torchvision's classifiers, in single precision, under the recommended preset."""
+    side = side_of(name)
+    attention = name.startswith(("swin", "vit", "maxvit"))
+    network = Case(build(lambda: make(name), inputs(4, 3, side, side, seed=5)), inputs(2, 3, side, side).float())
+    assert_right(explain(network, "attnlrp" if attention else "epsilon-gamma-box"), network)
