@@ -1,7 +1,10 @@
 """Entry point of the ``lrp`` command: ``lrp ...`` and ``python -m lrp_cli ...``."""
 
+import contextlib
+import io
 import os
 import sys
+import threading
 
 from lrp_cli.errors import ExitCode, LrpError
 
@@ -9,27 +12,46 @@ from lrp_cli.errors import ExitCode, LrpError
 def main() -> None:
     """Run the command line; an error is one line on stderr and an exit code, a traceback only with ``--debug``."""
     from lrp_cli.cli.app import app
+    from lrp_cli.cli.text import OutputClosed, printable
+    from lrp_cli.runs.prefetch import RECORDER
+    from lrp_cli.runs.signals import Interrupted, interruptible
 
     debug = "--debug" in sys.argv
     # --debug may stand anywhere, before or behind the command.
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    # A name that the encoding of the terminal lacks must not end a run.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
-        app(args=arguments, prog_name="lrp")
+        with interruptible():
+            app(args=arguments, prog_name="lrp")
+    except Interrupted as signal:
+        if any(thread.name == RECORDER for thread in threading.enumerate()):
+            os._exit(signal.exit_code)  # it stands still in the middle of printing, and would keep us from ending
+        sys.exit(signal.exit_code)
+    except OutputClosed:
+        # The reader has what it wanted (`| head -1`): leave quietly.
+        _forget_stdout()
+        sys.exit(ExitCode.OK)
     except LrpError as error:
         if debug:
             raise
-        _exit_with(str(error), error.exit_code)
-    except BrokenPipeError:
-        # The reader has what it wanted (`| head -1`): leave quietly, and keep Python from flushing into nothing.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(ExitCode.OK)
-    except KeyboardInterrupt:
-        _exit_with("interrupted", ExitCode.INTERRUPTED)
+        _exit_with(printable(str(error)), error.exit_code)
     except Exception as error:
         if debug:
             raise
+        _forget_stdout()
+        if isinstance(error, OSError) and error.filename is None:
+            _exit_with(f"cannot write to standard output: {error.strerror}", ExitCode.SOME_FAILED)
         what = f"{type(error).__name__}: {error}".splitlines()[0]
-        _exit_with(f"unexpected error: {what} (--debug shows where; please report it)", ExitCode.SOME_FAILED)
+        _exit_with(f"unexpected error: {printable(what)} (--debug shows where; please report it)", ExitCode.SOME_FAILED)
+
+
+def _forget_stdout() -> None:
+    """Keep Python from flushing into a pipe that is closed, or a disk that is full, when it ends."""
+    with contextlib.suppress(OSError, ValueError):  # stdout is no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _exit_with(message: str, code: ExitCode) -> None:

@@ -7,6 +7,9 @@ import typer
 from lrp_cli import __version__
 from lrp_cli.cli import configs
 from lrp_cli.cli.explain import explain
+from lrp_cli.cli.inspect import inspect
+from lrp_cli.cli.models import models
+from lrp_cli.cli.verify import verify
 
 app = typer.Typer(
     name="lrp",
@@ -38,4 +41,7 @@ def lrp(
 
 
 app.command("explain")(explain)
+app.command("inspect")(inspect)
+app.command("models")(models)
+app.command("verify")(verify)
 app.add_typer(configs.app, name="configs")

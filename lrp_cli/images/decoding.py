@@ -1,11 +1,16 @@
 """From a picture file to RGB pixels, upright, as a person would see them on white paper."""
 
+import io
 import stat
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from lrp_cli.errors import ImageError
 
@@ -26,6 +31,14 @@ def readable_suffixes() -> frozenset[str]:
     return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in formats)
 
 
+@dataclass(frozen=True)
+class Decoded:
+    """A picture, upright and in 8-bit RGB, and the EXIF orientation (1 to 8) that the file had."""
+
+    image: Image.Image
+    orientation: int
+
+
 def decode(path: Path) -> Image.Image:
     """Decode the first frame of ``path`` to an upright 8-bit RGB picture of width x height pixels.
 
@@ -35,17 +48,30 @@ def decode(path: Path) -> Image.Image:
     Raises:
         ImageError: the file is missing, not a regular file, empty, unreadable, not a picture, truncated or too large.
     """
-    _check_file(path)
+    return read_picture(path).image
+
+
+def read_picture(path: Path, data: bytes | None = None) -> Decoded:
+    """Decode like :func:`decode`, and say how the picture was turned; ``data`` stands in for the file's contents.
+
+    Raises:
+        ImageError: as :func:`decode` does.
+    """
+    if data is None:
+        _check_file(path)
+    elif not data:
+        raise ImageError(f"{path}: is empty (0 bytes)")
+    source = path if data is None else io.BytesIO(data)
     try:
-        with warnings.catch_warnings():
-            # Remarks on damaged metadata say nothing about the pixels.
-            warnings.simplefilter("ignore", UserWarning)
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=readable_formats()) as image:
-                return _to_rgb(ImageOps.exif_transpose(image))
+        with _without_remarks(), Image.open(source, formats=readable_formats()) as image:
+            if image.width * image.height > (Image.MAX_IMAGE_PIXELS or float("inf")):
+                raise Image.DecompressionBombError
+            image.load()  # before the metadata: damaged pixels must be noticed here
+            orientation = _orientation(image)
+            return Decoded(_to_rgb(ImageOps.exif_transpose(image)), orientation)
     except UnidentifiedImageError:
         raise ImageError(f"{path}: not a picture in a format that Pillow can read") from None
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+    except Image.DecompressionBombError:
         limit = f"{Image.MAX_IMAGE_PIXELS:,}"
         raise ImageError(f"{path}: more than {limit} pixels, which Pillow takes for a decompression bomb") from None
     except ImageError as error:
@@ -53,6 +79,44 @@ def decode(path: Path) -> Image.Image:
     except Exception as error:
         # Decoders meet broken data with whatever went wrong inside: OSError, SyntaxError, struct.error, IndexError...
         raise ImageError(f"{path}: {_reason(error)}") from error
+
+
+class _Quiet:
+    """How many threads decode, and the warning filters from before the first of them."""
+
+    lock = threading.Lock()
+    decoding = 0
+    filters: "warnings.catch_warnings[None] | None" = None
+
+
+@contextmanager
+def _without_remarks() -> Iterator[None]:
+    """Silence Pillow's remarks on damaged metadata, which say nothing about the pixels, and on many pixels.
+
+    ``warnings.catch_warnings`` alone is not for threads: one would put back the filters of another.
+    """
+    with _Quiet.lock:
+        if _Quiet.decoding == 0:
+            _Quiet.filters = warnings.catch_warnings()
+            _Quiet.filters.__enter__()
+            warnings.simplefilter("ignore", UserWarning)
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        _Quiet.decoding += 1
+    try:
+        yield
+    finally:
+        with _Quiet.lock:
+            _Quiet.decoding -= 1
+            if _Quiet.decoding == 0 and _Quiet.filters is not None:
+                _Quiet.filters.__exit__(None, None, None)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # damaged metadata, see read_picture
+        return 1
+    return value if value in range(1, 9) else 1
 
 
 def _check_file(path: Path) -> None:

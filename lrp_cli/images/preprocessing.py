@@ -7,14 +7,20 @@ from typing import TYPE_CHECKING, Any, Self
 
 from PIL import Image
 
-from lrp_cli.errors import UsageError, closest
+from lrp_cli.errors import ImageError, UsageError, closest
+from lrp_cli.images.mapping import Mapping as Placement
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 INTERPOLATIONS = ("nearest", "nearest-exact", "bilinear", "bicubic", "box", "hamming", "lanczos")
+FITS = ("crop", "squash", "pad")
+_RESAMPLING = {name: Image.Resampling[name.removesuffix("-exact").upper()] for name in INTERPOLATIONS}
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+LARGEST_VIEW = 2**26
+"""In pixels: no picture is resized to more than that. What is cut away of a very long one is not even made."""
 
 Size = int | tuple[int, int]
 
@@ -31,6 +37,8 @@ class Preprocessing:
         std: each channel is divided by it after that.
         interpolation: how to resize, one of :data:`INTERPOLATIONS`. Pillow always smooths when it makes a picture
             smaller with any but the first two.
+        fit: "crop" resizes and crops as said; "squash" resizes the whole picture to the size of the model's input,
+            whatever its proportions; "pad" keeps its proportions and fills the rest with the mean colour.
 
     Raises:
         UsageError: a value makes no sense.
@@ -41,6 +49,7 @@ class Preprocessing:
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     interpolation: str = "bilinear"
+    fit: str = "crop"
 
     def __post_init__(self) -> None:
         # Lists, as JSON and the command line give them, are taken for tuples.
@@ -51,6 +60,10 @@ class Preprocessing:
         if self.interpolation not in INTERPOLATIONS:
             near = closest(str(self.interpolation), INTERPOLATIONS)
             raise UsageError(f"unknown interpolation {self.interpolation!r} (one of {', '.join(INTERPOLATIONS)}){near}")
+        if self.fit not in FITS:
+            raise UsageError(f"unknown fit {self.fit!r} (one of {', '.join(FITS)}){closest(str(self.fit), FITS)}")
+        if self.fit != "crop" and self.input_size is None:
+            raise UsageError(f"to {self.fit} pictures, the size of the model's input must be known: give a crop")
 
     @classmethod
     def from_transforms(cls, transforms: Any) -> Self:
@@ -76,18 +89,67 @@ class Preprocessing:
         return replace(self, **changes)
 
     def view(self, image: Image.Image) -> Image.Image:
-        """Return what the network sees: ``image`` as 8-bit RGB, resized and cropped, not yet normalised."""
+        """Return what the network sees: ``image`` as 8-bit RGB, resized and cropped, not yet normalised.
+
+        Raises:
+            ImageError: a picture this long would become too large.
+        """
+        rgb = image if image.mode == "RGB" else image.convert("RGB")
+        placement = self.placement(rgb.size)
+        if self.fit == "crop" and _area(self._resized(rgb.size)) <= LARGEST_VIEW:
+            return self._as_torchvision(rgb)
+        if _area(placement.input) > LARGEST_VIEW:
+            width, height = placement.input
+            raise ImageError(f"would be enlarged to {width} x {height} pixels, which is too large")
+        return _placed(rgb, placement, self.interpolation, self._margin())
+
+    def placement(self, size: tuple[int, int], orientation: int = 1) -> Placement:
+        """Return where an upright picture of ``size`` (width, height) lies in the model's input."""
+        width, height = size
+        if self.fit == "crop":
+            resized = self._resized(size)
+            crop = self.crop if self.crop is not None else (resized[1], resized[0])
+            window = (crop, crop) if isinstance(crop, int) else (crop[1], crop[0])
+            offset = tuple(_centred(inner, outer) for inner, outer in zip(resized, window, strict=True))
+        else:
+            assert self.input_size is not None  # noqa: S101 (checked on construction)
+            window = (self.input_size[1], self.input_size[0])
+            resized, offset = window, (0, 0)
+            if self.fit == "pad":
+                scale = min(window[0] / width, window[1] / height)
+                resized = max(1, round(width * scale)), max(1, round(height * scale))
+                offset = tuple((outer - inner) // 2 for inner, outer in zip(resized, window, strict=True))
+        scales = (resized[0] / width, resized[1] / height)
+        return Placement(size, window, scales, (float(offset[0]), float(offset[1])), orientation)
+
+    def _resized(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Return the width and height before the crop; an int is the shorter side, as in torchvision."""
+        if self.resize is None:
+            return size
+        if not isinstance(self.resize, int):
+            return self.resize[1], self.resize[0]
+        width, height = size
+        longer = int(self.resize * max(size) / min(size))
+        return (self.resize, longer) if width <= height else (longer, self.resize)
+
+    def _as_torchvision(self, image: Image.Image) -> Image.Image:
         from torchvision.transforms import InterpolationMode
         from torchvision.transforms import functional as F
 
         # Any: torchvision's functions take pictures as well as tensors, but are annotated for tensors only.
-        view: Any = image if image.mode == "RGB" else image.convert("RGB")
+        view: Any = image
         if self.resize is not None:
             view = F.resize(view, _as_list(self.resize), interpolation=InterpolationMode(self.interpolation))
         if self.crop is not None:
             view = F.center_crop(view, _as_list(self.crop))
         result: Image.Image = view
         return result
+
+    def _margin(self) -> tuple[int, int, int]:
+        if self.fit == "crop":
+            return (0, 0, 0)
+        red, green, blue = (round(255 * min(max(mean, 0.0), 1.0)) for mean in self.mean)
+        return red, green, blue
 
     def tensor(self, view: Image.Image) -> "Tensor":
         """Return ``view``, an RGB picture of H x W pixels, as normalised model input: float32 of shape (3, H, W)."""
@@ -142,3 +204,26 @@ def _square_or_pair(size: Sequence[int]) -> Size:
 
 def _as_list(size: Size) -> list[int]:
     return [size] if isinstance(size, int) else list(size)
+
+
+def _area(size: tuple[int, int]) -> int:
+    return size[0] * size[1]
+
+
+def _centred(inner: int, outer: int) -> int:
+    """Return where a side of ``inner`` pixels begins in a centre crop of ``outer`` pixels, as torchvision rounds it."""
+    return (outer - inner) // 2 if outer > inner else -round((inner - outer) / 2)
+
+
+def _placed(image: Image.Image, placement: Placement, interpolation: str, margin: tuple[int, int, int]) -> Image.Image:
+    """Return the model's view, made only of the part of the picture that lies in it."""
+    left, top, right, bottom = placement.explained_box()
+    start, stop = placement.to_input(left, top), placement.to_input(right, bottom)
+    corner = (round(start[0]), round(start[1]))
+    size = (max(1, round(stop[0]) - corner[0]), max(1, round(stop[1]) - corner[1]))
+    part = image.resize(size, _RESAMPLING[interpolation], box=(left, top, right, bottom))
+    if size == placement.input:
+        return part
+    view = Image.new("RGB", placement.input, margin)
+    view.paste(part, corner)
+    return view

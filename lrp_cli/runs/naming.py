@@ -7,9 +7,20 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path, PurePath
+from typing import NamedTuple
 
-LONGEST_STEM = 150
+LONGEST_STEM = 120
 """In bytes, of the 255 that a file name may have: class and kind of output follow."""
+
+LONGEST_LABEL = 40
+"""In bytes; there may be two in a name."""
+
+
+class Score(NamedTuple):
+    """A class, and what it is held against: the index of another, "rest" for all others, or None."""
+
+    target: int
+    versus: int | str | None = None
 
 
 def output_stems(pictures: Sequence[Path], folders: Sequence[Path] = ()) -> dict[Path, PurePath]:
@@ -47,8 +58,8 @@ def _stem(parts: Sequence[str]) -> PurePath:
 
 
 def _safe(part: str) -> str:
-    """Return a file name without control characters and leading dashes, cut to length."""
-    shown = "".join("_" if unicodedata.category(char) in {"Cc", "Cf", "Zl", "Zp"} else char for char in part)
+    """Return a file name without control characters, bytes that are no text and leading dashes, cut to length."""
+    shown = "".join("_" if unicodedata.category(char) in {"Cc", "Cf", "Cs", "Zl", "Zp"} else char for char in part)
     shown = re.sub(r"^-", "_", shown)
     encoded = os.fsencode(shown)
     if shown == part and len(encoded) <= LONGEST_STEM:
@@ -66,11 +77,21 @@ def _digest(text: str) -> str:
 
 def slug(label: str) -> str:
     """Return a class name as part of a file name: ``tiger cat`` becomes ``tiger_cat``; letters and digits only."""
-    return re.sub(r"[^\w]+", "_", unicodedata.normalize("NFKC", label)).strip("_")[:40].lower()
+    letters = re.sub(r"[^\w]+", "_", unicodedata.normalize("NFKC", label)).strip("_").lower()
+    return letters.encode()[:LONGEST_LABEL].decode("utf-8", "ignore")
 
 
-def output_path(directory: Path, stem: PurePath, target: int, label: str, kind: str) -> Path:
-    """Return the path of one output: ``DIRECTORY/cat.jpg.282_tiger_cat.overlay.png`` or ``... .npy``."""
+def output_path(directory: Path, stem: PurePath, score: Score, labels: Sequence[str], kind: str) -> Path:
+    """Return the path of one output: ``DIRECTORY/cat.jpg.282_tiger_cat.overlay.png`` or ``... .npy``.
+
+    A contrast names what the class is held against: ``cat.jpg.282_tiger_cat_vs_967_espresso.npy``, ``..._vs_rest.npy``.
+    """
+    name = _class(score.target, labels)
+    if score.versus is not None:
+        name += "_vs_" + (score.versus if isinstance(score.versus, str) else _class(score.versus, labels))
     ending = "npy" if kind == "npy" else f"{kind}.png"
-    name = "_".join(filter(None, [str(target), slug(label)]))
     return directory / stem.with_name(f"{stem.name}.{name}.{ending}")
+
+
+def _class(index: int, labels: Sequence[str]) -> str:
+    return "_".join(filter(None, [str(index), slug(labels[index])]))

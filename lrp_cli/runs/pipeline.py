@@ -1,192 +1,119 @@
-"""A run: pictures are decoded ahead, explained in batches and written behind, in order."""
+"""A run: pictures are decoded ahead, explained in batches, and written and recorded behind, in order."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from pathlib import Path, PurePath
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import TypeAlias
 
-import torch
-from PIL import Image
-from torch import Tensor
+from lrp_cli.errors import LrpError
+from lrp_cli.explainer import Explainer
+from lrp_cli.models import LoadedModel
+from lrp_cli.runs.files import StorageError
+from lrp_cli.runs.loading import Loader
+from lrp_cli.runs.network import Loaded, Network, Unwritten
+from lrp_cli.runs.outputs import write
+from lrp_cli.runs.pictures import Picture
+from lrp_cli.runs.prefetch import Behind, in_order
+from lrp_cli.runs.recording import Recorder
+from lrp_cli.runs.records import Failure, Outcome
+from lrp_cli.runs.settings import Settings
 
-from lrp_cli.errors import ImageError, LrpError
-from lrp_cli.explainer import Explainer, ForwardPass
-from lrp_cli.images.decoding import decode
-from lrp_cli.models import ClassIndex, LoadedModel, Target, Top
-from lrp_cli.runs.naming import output_path
-from lrp_cli.runs.outputs import Explained, write
-from lrp_cli.runs.prefetch import in_order
-from lrp_cli.runs.records import Failure, Record
+THREADS = min(4, os.cpu_count() or 1)
 
-
-@dataclass(frozen=True)
-class Settings:
-    """What to do with each picture.
-
-    Attributes:
-        targets: which scores to explain.
-        kinds: what to write.
-        directory: where to.
-        batch_size: how many pictures go through the network at once.
-        device: where the network runs.
-    """
-
-    targets: tuple[Target, ...]
-    kinds: tuple[str, ...]
-    directory: Path
-    batch_size: int = 8
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+Sink: TypeAlias = Callable[[Sequence[Outcome]], None]
+"""Takes the results of one picture. Called from another thread, in order, once they are recorded."""
 
 
 @dataclass(frozen=True)
-class _Loaded:
-    image: Path
-    view: Image.Image
-    tensor: Tensor
+class Group:
+    """What there is to say about one picture: as it was loaded, if it was, and its results."""
 
-
-@dataclass(frozen=True)
-class _Unwritten:
-    record: Record
-    explained: Explained
+    picture: Picture
+    loaded: Loaded | None
+    results: Sequence[Unwritten | Outcome]
 
 
 class Pipeline:
     """Explains pictures with one model and one config."""
 
-    def __init__(self, model: LoadedModel, explainer: Explainer, settings: Settings) -> None:
-        self.model = model
-        self.explainer = explainer
-        self.settings = settings
+    def __init__(
+        self, model: LoadedModel, explainer: Explainer, settings: Settings, loader: Loader, recorder: Recorder
+    ) -> None:
+        self._network = Network(model, explainer, settings)
+        self._settings = settings
+        self._loader = loader
+        self._recorder = recorder
 
-    def run(self, stems: dict[Path, PurePath]) -> Iterator[Record | Failure]:
-        """Explain pictures, given as path -> what their outputs' names begin with; yields results in order.
+    def run(self, pictures: Iterable[Picture], sink: Sink, note: Callable[[str], None]) -> None:
+        """Explain pictures; the results of each go to ``sink``, what else the user should know to ``note``.
 
         Raises:
             LrpError: nothing that concerns one picture alone: the config, the model, the output directory.
+            Exception: what ``sink`` raises ends the run.
         """
-        ahead = 2 * self.settings.batch_size
-        with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as executor:
-            loaded = in_order(executor, self._load, stems, ahead)
-            explained = (item for batch in self._batches(loaded) for item in self._explain(batch, stems))
-            yield from in_order(executor, self._write, explained, ahead)
+        ahead = 2 * self._settings.batch_size
 
-    def _load(self, image: Path) -> _Loaded | Failure:
-        preprocessing = self.model.preprocessing
-        try:
-            view = preprocessing.view(decode(image))
-        except ImageError as error:
-            return Failure(image, str(error))
-        return _Loaded(image, view, preprocessing.tensor(view))
+        def record(group: Group) -> None:
+            sink(self._recorder.record(group.picture, group.loaded, _outcomes(group)))
 
-    def _batches(self, items: Iterable[_Loaded | Failure]) -> Iterator[list[_Loaded | Failure]]:
-        """Group consecutive pictures of one size; failures keep their place in the order."""
-        batch: list[_Loaded | Failure] = []
-        for item in items:
-            pictures = [member for member in batch if isinstance(member, _Loaded)]
-            differs = isinstance(item, _Loaded) and pictures and pictures[0].tensor.shape != item.tensor.shape
-            if differs or len(batch) >= self.settings.batch_size:
+        with (
+            ThreadPoolExecutor(THREADS, thread_name_prefix="lrp-read") as readers,
+            Behind(self._write, record, threads=THREADS, ahead=ahead) as behind,
+            closing(in_order(readers, self._load, pictures, ahead)) as loaded,
+        ):
+            for batch in self._batches(loaded):
+                behind.check()
+                for group in self._explain(batch):
+                    behind.put(group)
+                while self._network.notes:
+                    note(self._network.notes.pop())
+        self._network.raise_if_refused()
+
+    def _load(self, picture: Picture) -> Group:
+        loaded = self._loader.load(picture)
+        if isinstance(loaded, Loaded):
+            return Group(picture, loaded, ())
+        return Group(picture, None, (loaded,))
+
+    def _batches(self, groups: Iterable[Group]) -> Iterator[list[Group]]:
+        """Put pictures of one size together; what needs no network keeps its place in the order."""
+        batch: list[Group] = []
+        waiting: list[Loaded] = []
+        for group in groups:
+            differs = group.loaded and waiting and waiting[0].tensor.shape != group.loaded.tensor.shape
+            if differs or len(waiting) >= self._network.batch_size or len(batch) >= 4 * self._network.batch_size:
+                yield batch
+                batch, waiting = [], []
+            batch.append(group)
+            if group.loaded:
+                waiting.append(group.loaded)
+            if not waiting:
                 yield batch
                 batch = []
-            batch.append(item)
         if batch:
             yield batch
 
-    def _explain(
-        self, batch: Sequence[_Loaded | Failure], stems: dict[Path, PurePath]
-    ) -> Iterator[_Unwritten | Failure]:
-        pictures = [item for item in batch if isinstance(item, _Loaded)]
-        explained = dict(zip((p.image for p in pictures), self._explain_pictures(pictures, stems), strict=True))
-        for item in batch:
-            if isinstance(item, Failure):
-                yield item
-            else:
-                yield from explained[item.image]
+    def _explain(self, batch: Sequence[Group]) -> Iterator[Group]:
+        results = iter(self._network.explain([group.loaded for group in batch if group.loaded]))
+        for group in batch:
+            yield replace(group, results=next(results)) if group.loaded else group
 
-    def _explain_pictures(self, pictures: Sequence[_Loaded], stems: dict[Path, PurePath]) -> list[list[_Unwritten]]:
-        if not pictures:
-            return []
-        x = torch.stack([picture.tensor for picture in pictures]).to(self.settings.device)
-        forward = self.explainer.forward(x)
-        wanted = _classes(self.settings.targets, forward.logits)
-        results: list[list[_Unwritten]] = [[] for _ in pictures]
-        rounds = max(len(classes) for classes in wanted)
-        for turn in range(rounds):
-            # A picture whose targets coincide has fewer of them: it goes along with the first and is not counted.
-            targets = [classes[turn] if turn < len(classes) else classes[0] for classes in wanted]
-            for number, unwritten in enumerate(
-                self._explain_targets(pictures, forward, targets, stems, turn + 1 < rounds)
-            ):
-                if turn < len(wanted[number]):
-                    results[number].append(unwritten)
-        return results
+    def _write(self, group: Group) -> Group:
+        return replace(group, results=[self._written(result) for result in group.results])
 
-    def _explain_targets(
-        self,
-        pictures: Sequence[_Loaded],
-        forward: ForwardPass,
-        targets: list[int],
-        stems: dict[Path, PurePath],
-        more: bool,
-    ) -> Iterator[_Unwritten]:
-        explanation = forward.explain(targets, keep=more)
-        probabilities = forward.logits.softmax(dim=1)
-        relevance = explanation.relevance.float().cpu().numpy()
-        scores, reached, absorbed = (
-            values.tolist() for values in (explanation.scores, explanation.relevance_sum, explanation.absorbed_sum)
-        )
-        for number, (picture, target) in enumerate(zip(pictures, targets, strict=True)):
-            label = self.model.labels[target]
-            record = Record(
-                image=picture.image,
-                model=self.model.name,
-                weights=self.model.weights,
-                config=self.explainer.config.name,
-                target=target,
-                label=label,
-                score=scores[number],
-                probability=probabilities[number, target].item(),
-                relevance_sum=reached[number],
-                absorbed_sum=absorbed[number],
-                outputs={
-                    kind: output_path(self.settings.directory, stems[picture.image], target, label, kind)
-                    for kind in self.settings.kinds
-                },
-            )
-            yield _Unwritten(
-                record,
-                Explained(
-                    view=picture.view,
-                    relevance=relevance[number],
-                    label=label,
-                    score=record.score,
-                    probability=record.probability,
-                    model=record.model,
-                    config=record.config,
-                ),
-            )
-
-    def _write(self, item: _Unwritten | Failure) -> Record | Failure:
-        if isinstance(item, Failure):
-            return item
+    def _written(self, result: Unwritten | Outcome) -> Outcome:
+        if not isinstance(result, Unwritten):
+            return result
+        record = result.record
         try:
-            for kind, path in item.record.outputs.items():
-                write(item.explained, kind, path)
+            return replace(record, files=write(result.explained, record.outputs, self._settings.directory))
+        except StorageError:
+            raise
         except LrpError as error:
-            return Failure(item.record.image, str(error))
-        return item.record
+            return Failure(record.image, f"{record.image}: {error}")
 
 
-def _classes(targets: Sequence[Target], logits: Tensor) -> list[list[int]]:
-    """Return the classes to explain for each sample, each once, in the order they were asked for."""
-    wanted: list[list[int]] = [[] for _ in logits]
-    for target in targets:
-        if isinstance(target, ClassIndex):
-            chosen = [[target.index]] * len(logits)
-        else:
-            count = target.count if isinstance(target, Top) else 1
-            chosen = logits.topk(count, dim=1).indices.tolist()
-        for classes, more in zip(wanted, chosen, strict=True):
-            classes.extend(index for index in more if index not in classes)
-    return wanted
+def _outcomes(group: Group) -> list[Outcome]:
+    return [result for result in group.results if not isinstance(result, Unwritten)]

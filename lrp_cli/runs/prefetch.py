@@ -1,15 +1,27 @@
-"""Work ahead in other threads, in order and within bounds."""
+"""Work in other threads, ahead of the network and behind it, in order and within bounds."""
 
+import contextlib
+import queue
+import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future
-from typing import TypeVar
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Generic, Self, TypeVar
+
+PATIENCE = 10.0
+"""How long a run that was broken off waits, in seconds, for whoever reads its results."""
+
+RECORDER = "lrp-record"
+"""The name of the thread that records."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def in_order(executor: Executor, work: Callable[[Item], Result], items: Iterable[Item], ahead: int) -> Iterator[Result]:
+def in_order(
+    executor: Executor, work: Callable[[Item], Result], items: Iterable[Item], ahead: int
+) -> Generator[Result]:
     """Yield ``work(item)`` for each item, in order, while up to ``ahead`` further items are worked on.
 
     Items are taken only as results are asked for, so that memory stays flat however many there are. When the consumer
@@ -26,3 +38,59 @@ def in_order(executor: Executor, work: Callable[[Item], Result], items: Iterable
     finally:
         for future in waiting:
             future.cancel()
+
+
+class Behind(Generic[Item, Result]):
+    """Works on items in threads, and hands the results on in order, each as soon as it and those before it are ready.
+
+    ``sink`` runs in a thread of its own, so that neither what is computed next nor a signal to the main thread holds
+    up or breaks off what is being recorded.
+    """
+
+    def __init__(
+        self, work: Callable[[Item], Result], sink: Callable[[Result], None], *, threads: int, ahead: int
+    ) -> None:
+        """Prepare to hold at most ``ahead`` items."""
+        self._work = work
+        self._sink = sink
+        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="lrp-write")
+        self._queue: queue.Queue[Future[Result] | None] = queue.Queue(ahead)
+        self._problem: BaseException | None = None
+        # A daemon: where the reader of our output stands still, the thread may never end.
+        self._thread = threading.Thread(target=self._hand_on, name=RECORDER, daemon=True)
+
+    def put(self, item: Item) -> None:
+        """Take an item; waits while too many are on their way, and raises what ``work`` or ``sink`` raised."""
+        self.check()
+        self._queue.put(self._executor.submit(self._work, item))
+
+    def check(self) -> None:
+        """Raise what ``work`` or ``sink`` raised."""
+        if self._problem is not None:
+            raise self._problem
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Finish what was put in; after an error or a signal, too, if that does not take long."""
+        in_haste = error is not None
+        with contextlib.suppress(queue.Full):
+            self._queue.put(None, timeout=PATIENCE if in_haste else None)
+        self._thread.join(PATIENCE if in_haste else None)
+        self._executor.shutdown(wait=not in_haste, cancel_futures=in_haste)
+        if error is None:
+            self.check()
+
+    def _hand_on(self) -> None:
+        while (future := self._queue.get()) is not None:
+            if self._problem is not None:
+                future.cancel()
+                continue
+            try:
+                self._sink(future.result())
+            except BaseException as error:  # raised where it can be dealt with
+                self._problem = error

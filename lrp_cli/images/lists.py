@@ -1,0 +1,89 @@
+"""Lists of pictures: paths on a pipe, one a line or NUL-separated, and files that list paths and perhaps targets."""
+
+import csv
+import io
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from lrp_cli.errors import UsageError
+
+LIST_SUFFIXES = (".txt", ".csv")
+PATH_COLUMNS = ("image", "path", "file", "filename", "picture")
+TARGET_COLUMNS = ("target", "targets", "label", "class")
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One path of a list.
+
+    Attributes:
+        path: a picture, or a folder.
+        targets: what to explain of it, as text; empty where the list does not say.
+        is_pattern: whether ``*``, ``?`` and ``[`` in a path that does not exist stand for other letters.
+    """
+
+    path: Path
+    targets: tuple[str, ...] = ()
+    is_pattern: bool = False
+
+
+def split_paths(data: bytes, separator: bytes) -> list[Listed]:
+    """Return the paths in ``data``, separated by newlines or NULs; empty ones are left out.
+
+    Bytes that are no UTF-8 are kept as they are: a file's name may be anything.
+    """
+    names = data.split(separator)
+    if separator == b"\n":
+        names = [name.removesuffix(b"\r") for name in names]
+    return [Listed(Path(os.fsdecode(name))) for name in names if name]
+
+
+def read_list(file: Path) -> list[Listed]:
+    """Read a list of pictures: a CSV where the name ends in ``.csv``, else a path a line.
+
+    A CSV has the path in its first column and perhaps a target in its second, or says with a header which column is
+    which: ``image`` (or ``path``, ``file``) and ``target`` (or ``label``); several targets are separated by ``;``.
+    Relative paths are relative to the folder of the list.
+
+    Raises:
+        UsageError: the file cannot be read, or its header has no column of paths.
+    """
+    try:
+        data = file.read_bytes()
+    except (OSError, ValueError) as error:
+        reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+        raise UsageError(f"cannot read the list {file}: {reason}") from error
+    data = data.removeprefix(b"\xef\xbb\xbf")
+    listed = _read_csv(data, file) if file.suffix.lower() == ".csv" else split_paths(data, b"\n")
+    return [Listed(file.parent / one.path, one.targets) for one in listed]
+
+
+def _read_csv(data: bytes, file: Path) -> list[Listed]:
+    text = io.StringIO(os.fsdecode(data), newline="")
+    try:
+        rows = [row for row in csv.reader(text, strict=True) if any(cell.strip() for cell in row)]
+    except csv.Error as error:
+        raise UsageError(f"cannot read the list {file}: {error}") from error
+    if not rows:
+        return []
+    header = [cell.strip().lower() for cell in rows[0]]
+    place, target = _find(header, PATH_COLUMNS), _find(header, TARGET_COLUMNS)
+    if place is None and target is not None:
+        raise UsageError(f"{file}: none of its columns holds paths; call one of them 'image'")
+    if place is not None:
+        rows = rows[1:]
+    else:
+        place, target = 0, 1
+    return [Listed(Path(row[place]), _targets(row, target)) for row in rows if len(row) > place and row[place]]
+
+
+def _find(header: list[str], names: Iterable[str]) -> int | None:
+    return next((header.index(name) for name in names if name in header), None)
+
+
+def _targets(row: list[str], column: int | None) -> tuple[str, ...]:
+    if column is None or column >= len(row):
+        return ()
+    return tuple(dict.fromkeys(part.strip() for part in row[column].split(";") if part.strip()))

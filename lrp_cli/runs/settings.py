@@ -1,0 +1,98 @@
+"""What a run does with each picture, and how that is recorded."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lrp_cli import __version__
+from lrp_cli.errors import UsageError
+from lrp_cli.models import LoadedModel
+from lrp_cli.rulesets import NamedRuleset
+from lrp_cli.runs.files import sha256_of
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to do with each picture.
+
+    Attributes:
+        targets: which scores to explain, as asked for.
+        kinds: what to write.
+        directory: where to.
+        batch_size: how many pictures go through the network at once, at most.
+        device: where the network runs.
+        seed: what the relevance starts with: "logit", "one" or "probability".
+        on_unknown: what to do about operations without a rule: "error" or "gradient".
+        full: draw on the whole picture, not on the model's view.
+        force: explain again what is recorded already.
+    """
+
+    targets: tuple[str, ...]
+    kinds: tuple[str, ...]
+    directory: Path
+    batch_size: int = 8
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    seed: str = "logit"
+    on_unknown: str = "error"
+    full: bool = False
+    force: bool = False
+
+
+class Provenance:
+    """Where results come from: what every line of the manifest says, and a digest of what decides the outputs."""
+
+    def __init__(self, model: LoadedModel, config: NamedRuleset, settings: Settings) -> None:
+        parameter = next(model.network.parameters(), None)
+        self.values: dict[str, Any] = {
+            "weights_sha256": _digest_of_checkpoint(model.weights),
+            "rules": config.resolved(),
+            "rules_sha256": config.digest,
+            "preprocessing": model.preprocessing.to_json(),
+            "on_unknown": settings.on_unknown,
+            "full": settings.full,
+            "device": str(settings.device),
+            "dtype": str(parameter.dtype if parameter is not None else torch.get_default_dtype()).split(".")[-1],
+            "versions": {"lrp": __version__, "torch": torch.__version__, "torchvision": _version("torchvision")},
+        }
+        self._targets = settings.targets
+        self._decisive = {
+            name: self.values[name]
+            for name in ("weights_sha256", "rules_sha256", "preprocessing", "on_unknown", "full", "dtype")
+        } | {
+            "lrp": __version__,
+            "model": model.name,
+            "weights": model.weights,
+            "labels": _sha256("\n".join(model.labels)),
+            "kinds": sorted(settings.kinds),
+            "seed": settings.seed,
+        }
+
+    def digest(self, targets: Sequence[str] = ()) -> str:
+        """Return the digest for a picture that is explained for ``targets``, or for those of the run."""
+        decisive = self._decisive | {"targets": list(targets or self._targets)}
+        return _sha256(json.dumps(decisive, sort_keys=True))[:16]
+
+
+def _digest_of_checkpoint(weights: str) -> str | None:
+    path = Path(weights)
+    try:
+        return sha256_of(path) if path.is_file() else None
+    except OSError as error:
+        raise UsageError(f"cannot read the weights {weights}: {error.strerror or error}") from error
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

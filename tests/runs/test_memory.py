@@ -1,0 +1,170 @@
+"""Memory: flat however many pictures there are, and less of it where it runs out."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from lrp_cli.errors import ConfigError, EngineError
+from lrp_cli.explainer import Explainer
+
+Make = Callable[..., Path]
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def pictures(tmp_path: Path, make_picture: Make) -> Path:
+    for seed in range(9):
+        make_picture(tmp_path / f"in/{seed}.png", seed)
+    return tmp_path / "in"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+    ],
+)
+def test_a_batch_that_does_not_fit_is_halved_and_that_is_said_once(
+    lrp, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    forward = Explainer.forward
+    sizes = []
+
+    def limited(self: Explainer, x: torch.Tensor, **options: object) -> object:
+        sizes.append(len(x))
+        if len(x) > 2:
+            raise error
+        return forward(self, x, **options)
+
+    monkeypatch.setattr(Explainer, "forward", limited)
+    result = lrp.explain(pictures, "-o", tmp_path / "out", "--json", "-b", "8")
+    assert result.code == 0
+    assert [Path(record["image"]).name for record in result.records] == [f"{number}.png" for number in range(9)]
+    assert sizes[:3] == [8, 4, 2]
+    assert max(sizes[2:]) == 2
+    assert result.err.count("out of memory") == 1
+
+
+def test_a_picture_that_does_not_even_fit_alone_fails_alone(
+    lrp, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = Explainer.forward
+
+    def limited(self: Explainer, x: torch.Tensor, **options: object) -> object:
+        if x.std(dim=(1, 2, 3)).max() > 0.75:  # the noisy one is among them
+            raise torch.OutOfMemoryError("out of memory")
+        return forward(self, x, **options)
+
+    for number, path in enumerate(sorted(pictures.iterdir())):
+        Image.new("RGB", (64, 64), (20 * number, 9, 9)).save(path)
+    Image.effect_noise((64, 64), 300).save(pictures / "4.png")
+    monkeypatch.setattr(Explainer, "forward", limited)
+    result = lrp.explain(pictures, "-o", tmp_path / "out", "--json")
+    assert result.code == 1
+    assert len(result.records) == 8
+    assert "4.png: out of memory, even alone" in result.err
+
+
+@pytest.mark.parametrize(("error", "code"), [(EngineError("no rule for it"), 5), (ConfigError("no rule for a"), 4)])
+def test_a_model_that_cannot_be_explained_ends_the_run(
+    lrp, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, code: int
+) -> None:
+    def refuse(*_: object, **__: object) -> object:
+        raise error
+
+    monkeypatch.setattr(Explainer, "forward", refuse)
+    result = lrp.explain(pictures, "-o", tmp_path / "out", "--json")
+    assert result.code == code
+    assert result.out == ""
+    assert str(error) in result.err.splitlines()[-1]
+    one = lrp.explain(pictures / "0.png", "-o", tmp_path / "one", "--json")
+    assert one.code == code
+
+
+def test_one_picture_that_cannot_be_explained_does_not_spoil_its_neighbours(
+    lrp, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = lrp.explain(pictures, "-o", tmp_path / "a", "--json", "-c", "epsilon-plus-flat").records
+    forward = Explainer.forward
+    spoilt: list[torch.Tensor] = []
+
+    def picky(self: Explainer, x: torch.Tensor, **options: object) -> object:
+        if not spoilt:
+            spoilt.append(x[3].clone())
+        if any(torch.equal(one, spoilt[0]) for one in x):
+            raise EngineError("a value is not finite")
+        return forward(self, x, **options)
+
+    monkeypatch.setattr(Explainer, "forward", picky)
+    result = lrp.explain(pictures, "-o", tmp_path / "b", "--json", "-c", "epsilon-plus-flat")
+    assert result.code == 1
+    assert "3.png: a value is not finite" in result.err
+    del expected[3]
+    assert [record["score"] for record in result.records] == pytest.approx(
+        [record["score"] for record in expected], rel=1e-4
+    )
+
+
+SCRIPT = """
+import json, sys
+from pathlib import Path
+from lrp_cli.cli.report import Report
+seen = []
+def resident():
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmRSS"):
+            return int(line.split()[1])
+add = Report.add
+count = 0
+def counting(self, outcomes):
+    global count
+    add(self, outcomes)
+    count += 1
+    if count in (50, 100, 150) or count % 250 == 0:
+        seen.append((count, resident()))
+Report.add = counting
+from lrp_cli.__main__ import main
+sys.argv = ["lrp", *sys.argv[1:]]
+try:
+    main()
+finally:
+    print(json.dumps(seen), file=sys.stderr)
+"""
+
+
+def resident(pictures: Path, out: Path) -> dict[int, int]:
+    options = ["--resize", "32", "--crop", "32", "-c", "epsilon", "-b", "4", "--json", "--quiet"]
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, "explain", str(pictures), *options, "-o", str(out)],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return dict(json.loads(done.stderr.splitlines()[-1]))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="there is no /proc")
+def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path: Path, make_picture: Make) -> None:
+    for seed in range(250):
+        make_picture(tmp_path / f"in/{seed:04}.png", seed, size=(32, 32))
+    sizes = resident(tmp_path / "in", tmp_path / "out")
+    assert sizes[250] <= 1.05 * sizes[50], sizes
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="there is no /proc")
+def test_memory_after_fifty_and_after_two_thousand_pictures(tmp_path: Path, make_picture: Make) -> None:
+    for seed in range(2000):
+        make_picture(tmp_path / f"in/{seed:04}.png", seed, size=(32, 32))
+    sizes = resident(tmp_path / "in", tmp_path / "out")
+    assert sizes[2000] <= 1.05 * sizes[50], sizes

@@ -1,0 +1,55 @@
+"""What outputs are called."""
+
+import os
+from pathlib import Path, PurePath
+
+import pytest
+
+from lrp_cli.runs.naming import Score, output_path, output_stems
+
+LABELS = ["tench", "tiger cat", "  Très étrange / … ", "猫" * 60]
+
+
+def stems(*pictures: str, folders: tuple[str, ...] = ()) -> list[str]:
+    named = output_stems([Path(picture) for picture in pictures], [Path(folder) for folder in folders])
+    return [str(named[Path(picture)]) for picture in pictures]
+
+
+def test_a_picture_keeps_its_name_and_its_place_below_a_folder() -> None:
+    assert stems("/x/cat.jpg") == ["cat.jpg"]
+    assert stems("/x/a/cat.jpg", "/x/b/dog.jpg", folders=("/x",)) == ["a/cat.jpg", "b/dog.jpg"]
+
+
+def test_folders_tell_apart_what_shares_a_name() -> None:
+    assert stems("/x/a/cat.jpg", "/x/b/cat.jpg", "/x/a/cat.png") == ["a/cat.jpg", "b/cat.jpg", "cat.png"]
+    assert stems("/x/cat.jpg", "/cat.jpg") == ["x/cat.jpg", "cat.jpg"]
+
+
+def test_what_some_file_systems_take_for_the_same_does_not_collide() -> None:
+    assert len({stem.casefold() for stem in stems("/x/cat.jpg", "/x/CAT.JPG", "/x/Cat.jpg")}) == 3
+
+
+@pytest.mark.parametrize(
+    "name", ["a\nb.png", "\x1b[2J.png", "-rf.png", "y" * 251 + ".png", "é" * 125 + ".png", os.fsdecode(b"\xff.png")]
+)
+def test_names_are_safe_short_and_distinct(name: str) -> None:
+    ours, other = stems(f"/x/{name}", f"/x/{name}x")
+    assert ours != other
+    for kind in ("overlay", "npy"):
+        for score in (Score(3), Score(3, 3), Score(2, "rest")):
+            path = output_path(Path("out"), PurePath(ours), score, LABELS, kind)
+            assert path.parent == Path("out")
+            assert len(os.fsencode(path.name)) <= 255
+            assert path.name.isprintable()
+            assert not path.name.startswith("-")
+
+
+def test_classes_are_named_by_letters_and_digits() -> None:
+    names = [output_path(Path("o"), PurePath("c.jpg"), Score(index), LABELS, "npy").name for index in range(3)]
+    assert names == ["c.jpg.0_tench.npy", "c.jpg.1_tiger_cat.npy", "c.jpg.2_très_étrange.npy"]
+    contrast = output_path(Path("o"), PurePath("c.jpg"), Score(1, 0), LABELS, "overlay")
+    assert contrast == Path("o/c.jpg.1_tiger_cat_vs_0_tench.overlay.png")
+    assert (
+        output_path(Path("o"), PurePath("c.jpg"), Score(1, "rest"), LABELS, "npy").name
+        == "c.jpg.1_tiger_cat_vs_rest.npy"
+    )

@@ -1,0 +1,182 @@
+"""A second run over the same directory does what is left to do, and nothing twice."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+Make = Callable[..., Path]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, make_picture: Make) -> Path:
+    for seed in range(3):
+        make_picture(tmp_path / f"in/{seed}.png", seed)
+    return tmp_path
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "out/manifest.jsonl").read_text().splitlines()]
+
+
+def explain(lrp, folder: Path, *more: object):
+    return lrp.explain(folder / "in", "-o", folder / "out", "--json", *more)
+
+
+def skipped(result) -> list[str]:
+    return [Path(record["image"]).name for record in result.records if record.get("skipped")]
+
+
+def test_nothing_is_done_twice(lrp, folder: Path) -> None:
+    first = explain(lrp, folder, "-t", "top:2")
+    times = {path: path.stat().st_mtime_ns for path in (folder / "out").iterdir() if path.suffix != ".lock"}
+    second = explain(lrp, folder, "-t", "top:2")
+    assert second.code == 0
+    assert [record | {"skipped": True} for record in first.records] == second.records
+    assert times == {path: path.stat().st_mtime_ns for path in times}
+    assert "0 pictures explained, 3 skipped" in second.err
+
+
+def test_from_another_working_directory_as_well(lrp, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    explain(lrp, folder)
+    monkeypatch.chdir(folder)
+    assert len(skipped(lrp.explain("in", "-o", "out", "--json"))) == 3
+
+
+def test_force_does_everything_again(lrp, folder: Path) -> None:
+    explain(lrp, folder)
+    assert skipped(explain(lrp, folder, "--force")) == []
+    assert len(lines(folder)) == 6
+    assert lrp("verify", folder / "out").code == 0
+
+
+def test_a_changed_picture_is_explained_again_and_its_old_outputs_go(lrp, folder: Path, make_picture: Make) -> None:
+    first = explain(lrp, folder).records
+    for seed in range(30, 60):  # until another class is predicted
+        make_picture(folder / "in/1.png", seed)
+        second = explain(lrp, folder)
+        if second.records[1]["target"] != first[1]["target"]:
+            break
+    assert skipped(second) == ["0.png", "2.png"]
+    assert not Path(first[1]["outputs"]["npy"]).exists()
+    assert Path(second.records[1]["outputs"]["npy"]).exists()
+    assert lrp("verify", folder / "out").code == 0
+
+
+@pytest.mark.parametrize("damage", ["delete", "truncate", "flip"])
+def test_damaged_outputs_are_made_again(lrp, folder: Path, damage: str) -> None:
+    first = explain(lrp, folder).records
+    victim = Path(first[2]["outputs"]["overlay"])
+    before = victim.read_bytes()
+    if damage == "delete":
+        victim.unlink()
+    else:
+        victim.write_bytes(before[:100] if damage == "truncate" else before[:-9] + b"#" + before[-8:])
+    assert lrp("verify", folder / "out").code == 1
+    assert skipped(explain(lrp, folder)) == ["0.png", "1.png"]
+    assert len(victim.read_bytes()) > 100
+    assert lrp("verify", folder / "out").code == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("-c", "epsilon-plus"),
+        ("-t", "3"),
+        ("--seed", "one"),
+        ("--save", "npy"),
+        ("--fit", "pad"),
+        ("--crop", "48"),
+        ("--full",),
+        ("--weights", "random"),
+    ],
+)
+def test_other_settings_are_other_results(lrp, folder: Path, change: tuple[str, ...]) -> None:
+    explain(lrp, folder)
+    result = explain(lrp, folder, *change)
+    assert result.code == 0
+    assert skipped(result) == []
+    assert len(skipped(explain(lrp, folder, *change))) == 3
+    assert lrp("verify", folder / "out").code == 0
+
+
+def test_batch_size_and_order_are_no_settings(lrp, folder: Path) -> None:
+    explain(lrp, folder)
+    assert len(skipped(explain(lrp, folder, "-b", "1"))) == 3
+
+
+def test_new_pictures_join(lrp, folder: Path, make_picture: Make) -> None:
+    explain(lrp, folder)
+    make_picture(folder / "in/3.png", 3)
+    assert skipped(explain(lrp, folder)) == ["0.png", "1.png", "2.png"]
+
+
+def test_failures_are_recorded_once_and_tried_again(lrp, folder: Path, make_picture: Make) -> None:
+    (folder / "in/1.png").write_bytes(b"broken")
+    for _ in range(2):
+        result = explain(lrp, folder)
+        assert result.code == 1
+        failed = [line for line in lines(folder) if line["status"] == "failed"]
+        assert [(Path(line["image"]).name, "not a picture" in line["reason"]) for line in failed] == [("1.png", True)]
+    make_picture(folder / "in/1.png", 1)
+    assert explain(lrp, folder).code == 0
+    verified = lrp("verify", folder / "out")
+    assert "3 results recorded: all intact" in verified.err
+
+
+@pytest.mark.parametrize("cut", [1, 200, 3000])
+def test_a_torn_line_is_dropped_and_its_picture_explained_again(lrp, folder: Path, cut: int) -> None:
+    explain(lrp, folder, "-t", "top:2")
+    manifest = folder / "out/manifest.jsonl"
+    manifest.write_bytes(manifest.read_bytes()[:-cut])
+    assert skipped(explain(lrp, folder, "-t", "top:2")) == ["0.png"] * 2 + ["1.png"] * 2
+    assert all(line["status"] == "done" for line in lines(folder))
+    assert lrp("verify", folder / "out").code == 0
+
+
+def test_leftovers_of_a_killed_run_are_removed(lrp, folder: Path) -> None:
+    leftover = folder / "out/sub/.lrp-abc.part"
+    leftover.parent.mkdir(parents=True)
+    leftover.write_bytes(b"half")
+    explain(lrp, folder)
+    assert not leftover.exists()
+
+
+def test_outputs_are_no_pictures_of_the_next_run(lrp, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    for _ in range(2):
+        assert len(lrp.explain(".", "-r", "--json").records) == 3
+    for _ in range(2):
+        assert len(lrp.explain("in", "-o", "in", "--json").records) == 3
+
+
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(lrp, folder: Path, make_picture: Make) -> None:
+    new = explain(lrp, folder, "--dry-run")
+    assert [record["action"] for record in new.records] == ["explain"] * 3
+    assert not (folder / "out").exists()
+    explain(lrp, folder)
+    before = (folder / "out/manifest.jsonl").read_bytes()
+    make_picture(folder / "in/3.png", 3)
+    (folder / "in/4.png").write_bytes(b"broken")
+    later = explain(lrp, folder, "--dry-run")
+    assert [record["action"] for record in later.records] == ["skip"] * 3 + ["explain"]
+    assert "4.png: not a picture" in later.err
+    assert later.code == 1
+    assert (folder / "out/manifest.jsonl").read_bytes() == before
+
+
+def test_the_manifest_says_how_to_do_it_again(lrp, folder: Path) -> None:
+    explain(lrp, folder)
+    line = lines(folder)[0]
+    assert line["rules"]["layers"]
+    assert len(line["rules_sha256"]) == 64
+    assert line["preprocessing"]["crop"] == 64
+    assert (line["device"], line["dtype"]) == ("cpu", "float32")
+    assert line["seconds"] > 0
+    npy = line["files"]["npy"]
+    assert npy["bytes"] == (folder / "out" / npy["path"]).stat().st_size
+    relevance = np.load(folder / "out" / npy["path"])
+    assert relevance.sum(dtype=np.float64) == pytest.approx(line["relevance_sum"], rel=1e-4, abs=1e-5)
