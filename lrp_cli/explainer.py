@@ -70,7 +70,9 @@ class Explanation:
 class Explainer:
     """Explains a classifier by Layer-wise Relevance Propagation.
 
-    The model is left exactly as it is: parameters, buffers, hooks, training flags and ``requires_grad``.
+    The model is left exactly as it is: parameters, buffers, hooks, training flags and ``requires_grad``. Weights that a
+    rule transforms are kept from one explanation to the next, and made anew where a parameter was changed; a change
+    through ``parameter.data`` leaves no trace, so make a new explainer after one.
 
     Example:
         >>> explainer = Explainer(model.eval(), config="epsilon-plus-flat")
@@ -148,6 +150,8 @@ class Explainer:
         if self._bounds is None:
             return None
         low, high = (torch.as_tensor(end, dtype=x.dtype, device=x.device) for end in self._bounds)
+        if any(end.numel() not in (1, x.shape[1]) for end in (low, high)) or not bool((low < high).all()):
+            raise UsageError(f"bounds are a lowest and a highest value, one each or {x.shape[1]}, not {self._bounds}")
         by_channel = (-1, *[1] * (x.dim() - 2))
         return low.reshape(by_channel), high.reshape(by_channel)
 

@@ -65,7 +65,7 @@ class Propagation:
             EngineError: the model is in training mode, or does not return a tensor (N, classes) that depends on x.
         """
         _check_model(model)
-        _check_input(x)
+        _check_input(model, x)
         self._run = Run(
             model, x.shape[0], assignment, attention=attention, on_unknown=on_unknown, cache=cache, trace=trace
         )
@@ -118,9 +118,16 @@ def _check_model(model: Any) -> None:
         raise EngineError(f"the model is in training mode ({training[0]}); call model.eval() first")
 
 
-def _check_input(x: Tensor) -> None:
+def _check_input(model: nn.Module, x: Tensor) -> None:
     if not x.is_floating_point():
         raise EngineError(f"the input must be of a floating-point type, not {x.dtype}")
+    if x.dim() == 0 or x.numel() == 0:
+        raise EngineError(f"the input is empty: shape {tuple(x.shape)}")
+    own = next((p.dtype for p in model.parameters() if p.is_floating_point()), x.dtype)
+    if own != x.dtype:
+        raise EngineError(f"the input is {x.dtype} and the model {own}; convert one of them")
+    if torch.is_autocast_enabled(x.device.type):
+        raise EngineError("torch.autocast changes the model's arithmetic on the way; explain outside of it")
     if torch.is_inference_mode_enabled():
         raise EngineError("relevance needs autograd, which torch.inference_mode() turns off; explain outside of it")
 

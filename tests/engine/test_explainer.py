@@ -16,7 +16,6 @@ from lrp_cli.errors import ConfigError, EngineError, UsageError
 from lrp_cli.explainer import Explainer, Explanation
 from lrp_cli.rulesets import NamedRuleset, Ruleset, presets
 
-
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 
 BOUNDS = (-2.5, 2.5)
@@ -1453,3 +1452,28 @@ def test_padding_before_the_first_layer_keeps_its_bounds(config: NamedRuleset) -
     conv.weight, conv.bias = together[0].weight, together[0].bias
     apart = nn.Sequential(nn.Identity(), nn.ZeroPad2d(2), conv, *together[1:]).eval()
     assert_same(explain(apart, pictures(), config), explain(together, pictures(), config))
+
+
+# Inputs and bounds that do not fit
+
+
+@pytest.mark.parametrize("bounds", [([0, 0], [1, 1]), (1.0, -1.0), ([0, 0, 0, 0], [1, 1, 1, 1])])
+def test_bounds_that_do_not_fit(bounds: Any) -> None:
+    with pytest.raises(UsageError, match="bounds"):
+        Explainer(ready(SmallNet), "epsilon-gamma-box", bounds=bounds).explain(pictures())
+
+
+def test_an_empty_batch() -> None:
+    with pytest.raises(EngineError, match="empty"):
+        explain(ready(SmallNet), pictures()[:0])
+
+
+def test_an_input_of_another_type_than_the_model() -> None:
+    with pytest.raises(EngineError, match=r"float32.*float64"):
+        explain(ready(SmallNet), pictures().float())
+
+
+def test_autocast_is_refused() -> None:
+    model, x = ready(SmallNet).float(), pictures().float()
+    with torch.autocast("cpu"), pytest.raises(EngineError, match="autocast"):
+        explain(model, x)

@@ -19,6 +19,10 @@ from lrp_cli.rulesets import Layer, Ruleset, ZBoxSpec, catalogue, load, presets,
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = [
+    "attnlrp",
+    "attnlrp-gamma",
+    "cp-lrp",
+    "cp-lrp-gamma",
     "deep-taylor",
     "epsilon",
     "epsilon-alpha2-beta1",
