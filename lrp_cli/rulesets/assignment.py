@@ -25,13 +25,19 @@ class RulesetAssignment:
 
     def __init__(self, config: NamedRuleset) -> None:
         self.config = config
+        # A network asks the same of the same layers with every batch.
+        self._uses: dict[EngineLayer, rules.OutputUse] = {}
+        self._rules: dict[tuple[EngineLayer, int], rules.Rule] = {}
 
     def needs_output(self, layer: EngineLayer) -> rules.OutputUse:
         """Tell what the rules that the layer may get read of the layer's output."""
-        entries = candidates(
-            self.config.ruleset, name=layer.name, class_name=layer.class_name, kind=layer.kind, index=layer.index
-        )
-        return max((engine_rule(entry.rule).needs_output for entry in entries), default=rules.OutputUse.NONE)
+        if layer not in self._uses:
+            entries = candidates(
+                self.config.ruleset, name=layer.name, class_name=layer.class_name, kind=layer.kind, index=layer.index
+            )
+            uses = (engine_rule(entry.rule).needs_output for entry in entries)
+            self._uses[layer] = max(uses, default=rules.OutputUse.NONE)
+        return self._uses[layer]
 
     def rule(self, layer: EngineLayer, count: int) -> rules.Rule:
         """Return the layer's rule.
@@ -39,7 +45,9 @@ class RulesetAssignment:
         Raises:
             ConfigError: no entry matches the layer.
         """
-        return engine_rule(self._entry(layer, count).rule)
+        if (layer, count) not in self._rules:
+            self._rules[layer, count] = engine_rule(self._entry(layer, count).rule)
+        return self._rules[layer, count]
 
     def explain(self, layer: EngineLayer, count: int) -> tuple[str, str]:
         """Return the layer's rule in words, such as ``gamma 0.25``, and which of its properties it was chosen by."""

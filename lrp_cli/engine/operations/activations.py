@@ -49,8 +49,10 @@ class IdentityRule(torch.autograd.Function):
         if bool((ctx.function(x.new_zeros(1)) == 0).all()):
             # Where x is zero, the ratio next to zero is the derivative there: 0.5 for GELU and SiLU.
             next_to_zero = 1e-20 if torch.finfo(x.dtype).tiny < 1e-20 else 1e-4
-            x = x.masked_fill(x == 0, next_to_zero)
-            return ctx.function(x).div_(x).mul_(g), None, None
+            beside = x.new_full((1,), next_to_zero)
+            at_zero = (ctx.function(beside) / beside).item()
+            ratio = (ctx.function(x) / x).nan_to_num_(nan=at_zero, posinf=float("inf"), neginf=float("-inf"))
+            return ratio.mul_(g), None, None
         # f(0) is not zero (sigmoid, softplus): y / x has no limit there, and the stabiliser absorbs.
         y = ctx.function(x)
         ratio = y / (x + torch.where(x < 0, -STABILISER, STABILISER))
