@@ -7,6 +7,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from lrp_cli.engine.books import EPSILON
 from lrp_cli.engine.linear_maps import LinearMap
 
 Value = TypeVar("Value")
@@ -141,13 +142,20 @@ def sums_by_difference(flow: Flow, relevance: Tensor, *, both: bool) -> tuple[Te
     return (positive, negative) if bool(misplaced <= TOLERABLE * relevance.abs().sum()) else None
 
 
-def pull_both(flow: Flow, s_positive: Tensor, s_negative: Tensor) -> Tensor:
+def pull_both(flow: Flow, sums: tuple[Tensor, Tensor], s_positive: Tensor, s_negative: Tensor) -> Tensor:
     """Return the sum of ``positive().pull(s_positive)`` and ``negative().pull(s_negative)``, from two products.
 
     For positive x it is sum_j (w_ij+ s_j+ + w_ij- s_j-) = sum_j (w_ij (s_j+ + s_j-) + |w_ij| (s_j+ - s_j-)) / 2; for
     negative x the parts of w change places, and with them the sign of the second term.
+
+    The sums that s was divided by are rounded (:func:`sums_by_difference`): what arrives differs from what was sent by
+    a little, which is booked with what the stabiliser takes.
     """
     layer, x = flow.map, flow.x
     by_weight = layer.pull((s_positive + s_negative) / 2, layer.weight, x)
     by_size = layer.pull((s_positive - s_negative) / 2, layer.transformed("absolute"), x)
-    return by_weight + (by_size if flow.is_non_negative else x.sign() * by_size)
+    pulled = by_weight + (by_size if flow.is_non_negative else x.sign() * by_size)
+    flow.book(EPSILON, s_positive, sums[0])
+    flow.book(EPSILON, s_negative, sums[1])
+    flow.book(EPSILON, -x, pulled)
+    return pulled

@@ -4,6 +4,7 @@ Interception happens at the level of torch functions, not of modules: functional
 operations in place are all the same to it, and no model is rewritten, traced or patched.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -88,9 +89,7 @@ class Interception(TorchFunctionMode):
         tags = [(tensor, tag) for tensor in carriers if (tag := tag_of(tensor, run)) is not None and tag.batch_dim]
         source, at = (tags[0][0], tags[0][1].batch_dim) if tags else (carriers[0], 0)
         if name in REORDERING:
-            # The same done to a tensor whose sizes tell its dimensions apart.
-            sizes = torch.empty([size + 2 for size in range(source.dim())], device="meta")
-            tagged(result, run).batch_dim = list(func(sizes, *args[1:], **kwargs).shape).index(at + 2)
+            tagged(result, run).batch_dim = _place_of(at, source.dim(), lambda sizes: func(sizes, *args[1:], **kwargs))
         elif at:
             for tensor in tensors_in(result):
                 kept = tensor.dim() == source.dim() and tensor.shape[at] == run.samples
@@ -192,6 +191,12 @@ def _out_of_place(func: Any) -> Any:
     return function if writes_in_place(func) else func
 
 
+def _place_of(dimension: int, dimensions: int, reorder: Callable[[Tensor], Tensor]) -> int:
+    """Return where a dimension goes, by doing the same to a tensor whose sizes tell its dimensions apart."""
+    sizes = torch.empty([size + 2 for size in range(dimensions)], device="meta")
+    return list(reorder(sizes).shape).index(dimension + 2)
+
+
 def _property(run: Run, name: str, func: Any, args: Any, kwargs: Any) -> Any:
     tensor = args[0]
     source = current(tensor, run)
@@ -202,8 +207,7 @@ def _property(run: Run, name: str, func: Any, args: Any, kwargs: Any) -> Any:
         return result.detach()
     tag = tag_of(source, run)
     if name in REORDERING:
-        sizes = torch.empty([size + 2 for size in range(source.dim())], device="meta")
-        tagged(result, run).batch_dim = list(func(sizes).shape).index((tag.batch_dim if tag else 0) + 2)
-    if isinstance(result, Tensor) and name in KEEPS_GATES and run.carries(source) and run.is_gate(source):
+        tagged(result, run).batch_dim = _place_of(tag.batch_dim if tag else 0, source.dim(), func)
+    if name in KEEPS_GATES and run.is_gate(source):
         tagged(result, run).is_gate = True
     return result

@@ -158,7 +158,7 @@ class ZPlus(Rule):
         s = _share(flow, relevance, positive if bias is None else positive + bias.clamp(min=0), self.stabiliser)
         if bias is not None:
             flow.book(BIAS, s, bias.clamp(min=0))
-        return flow.positive().pull(s) if sums is None else pull_both(flow, s, torch.zeros_like(s))
+        return flow.positive().pull(s) if sums is None else pull_both(flow, sums, s, torch.zeros_like(s))
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ class AlphaBeta(Rule):
             flow.book(BIAS, s_positive, bias.clamp(min=0))
             flow.book(BIAS, s_negative, bias.clamp(max=0))
         if sums is not None:
-            return pull_both(flow, s_positive, s_negative)
+            return pull_both(flow, sums, s_positive, s_negative)
         pulled = flow.positive().pull(s_positive)
         return pulled + flow.negative().pull(s_negative) if self.beta else pulled
 
