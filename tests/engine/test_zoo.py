@@ -30,7 +30,7 @@ class Family:
     Attributes:
         side: height and width of the pictures.
         bound: the largest sum of |relevance| that is tolerated at the input, in proportion to the score, under the
-            recommended preset: epsilon-gamma-box for convolutional networks, attnlrp for those with attention.
+            preset that `--config auto` takes.
         attention: whether it has softmax attention.
         heavy: whether the default suite tries the recommended preset only.
     """
@@ -42,7 +42,7 @@ class Family:
 
     @property
     def recommended(self) -> str:
-        return "attnlrp" if self.attention else "epsilon-gamma-box"
+        return "attnlrp-gamma" if self.attention else "epsilon-gamma-box"
 
 
 FAMILIES = {
@@ -202,4 +202,4 @@ def test_every_name(name: str) -> None:
     side = side_of(name)
     attention = name.startswith(("swin", "vit", "maxvit"))
     network = Case(build(lambda: make(name), inputs(4, 3, side, side, seed=5)), inputs(2, 3, side, side).float())
-    assert_right(explain(network, "attnlrp" if attention else "epsilon-gamma-box"), network)
+    assert_right(explain(network, "attnlrp-gamma" if attention else "epsilon-gamma-box"), network)
