@@ -155,14 +155,20 @@ def test_the_model_is_left_as_it_was_and_a_second_run_is_the_same(member: Member
 
 @each_family
 def test_a_pictures_relevance_does_not_depend_on_its_batch(member: Member) -> None:
-    """In single precision torch's own logits depend on the batch a little: it picks its algorithms by size."""
+    """Exactly so in double precision; in single precision as far as torch's own results do not.
+
+    Torch picks its algorithms by the size of the batch. What rounding makes of that in the logits grows a hundredfold
+    on the way back (torch's own gradients differ by up to some percent); where it shows in the logits already, as in
+    efficientnet_v2_s with random weights, single precision tells nothing.
+    """
     family, network = FAMILIES[member.name], member.single
     with torch.no_grad():
-        together, alone = network.model(network.x), network.model(network.x[:1])
-    of_torch = ((together[0] - alone[0]).abs().max() / alone.abs().max()).item()
-    assert of_torch < 1e-3
-    assert_samples_independent(network, family.recommended, max(1e-5, 20 * of_torch))
-    if not family.heavy:
+        together = network.model(network.x)
+        alone = torch.cat([network.model(x) for x in network.x.split(1)])
+    of_torch = ((together - alone).abs().max() / alone.abs().max()).item()
+    if of_torch < 1e-3:
+        assert_samples_independent(network, family.recommended, max(1e-5, 100 * of_torch))
+    if not family.heavy or of_torch >= 1e-3:
         assert_samples_independent(member.double, family.recommended, 1e-9)
 
 

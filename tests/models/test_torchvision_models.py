@@ -249,7 +249,7 @@ def test_a_download_is_checked_and_cached(
     load_model("squeezenet1_1", progress=True)
     printed = capfd.readouterr()
     assert printed.out == ""
-    assert "100%" in printed.err
+    assert "100" in printed.err
 
 
 @pytest.mark.parametrize("damage", [lambda content: content[:-100], lambda content: content + b"x"])
