@@ -92,9 +92,7 @@ class LayerCall:
         """Return the layer's output, bias included."""
         if self._y is not None:
             return self._y
-        y = self.map.apply(self.x, self.map.weight)
-        bias = self.map.bias_for(y)
-        return y if bias is None else y + bias
+        return self.map.apply(self.x, self.map.weight, self.map.bias)
 
     def propagate(self, g: Tensor) -> Tensor:
         """Return the modified gradient of the input, given that of the output, and book what is absorbed."""

@@ -50,8 +50,8 @@ class LinearMap:
     parameter: Tensor | None = field(default=None, repr=False)
     origin: Hashable = None
 
-    def apply(self, x: Tensor, weight: Tensor) -> Tensor:
-        """Return the map of ``x`` with ``weight`` in place of its own and no bias."""
+    def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Return the map of ``x`` with ``weight`` and ``bias`` in place of its own."""
         raise NotImplementedError
 
     def pull(self, s: Tensor, weight: Tensor, x: Tensor) -> Tensor:
@@ -93,8 +93,8 @@ class LinearMap:
 class Linear(LinearMap):
     """``y = x W^T + b``; x of shape (..., in), weight (out, in)."""
 
-    def apply(self, x: Tensor, weight: Tensor) -> Tensor:
-        return F.linear(x, weight)
+    def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return F.linear(x, weight, bias)
 
     def pull(self, s: Tensor, weight: Tensor, x: Tensor) -> Tensor:
         return s @ weight
@@ -121,11 +121,11 @@ class Convolution(LinearMap):
     output_padding: tuple[int, ...] = ()
     groups: int = 1
 
-    def apply(self, x: Tensor, weight: Tensor) -> Tensor:
+    def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return torch.convolution(
             x,
             weight,
-            None,
+            bias,
             self.stride,
             self.padding,
             self.dilation,
@@ -171,8 +171,9 @@ class Convolution(LinearMap):
 class Scaling(LinearMap):
     """One factor a channel: a batch norm that stands alone; x of shape (N, C, ...), weight (C,)."""
 
-    def apply(self, x: Tensor, weight: Tensor) -> Tensor:
-        return x * self.channels(weight, x)
+    def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        scaled = x * self.channels(weight, x)
+        return scaled if bias is None else scaled + self.channels(bias, x)
 
     def pull(self, s: Tensor, weight: Tensor, x: Tensor) -> Tensor:
         return s * self.channels(weight, s)

@@ -1477,3 +1477,22 @@ def test_autocast_is_refused() -> None:
     model, x = ready(SmallNet).float(), pictures().float()
     with torch.autocast("cpu"), pytest.raises(EngineError, match="autocast"):
         explain(model, x)
+
+
+def test_clamping_between_tensors_hands_on_all_relevance() -> None:
+    """The bounds may differ by channel, and an entry may be exactly zero."""
+
+    class Clamped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(3, 5, bias=False)
+            self.register_buffer("high", torch.tensor([0.5, 1.0, 2.0]))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(F.relu(x).clamp(-self.high, self.high))
+
+    model = ready(Clamped)
+    x = torch.tensor([[0.7, -1.0, 3.0], [0.1, 0.2, 0.3]], dtype=torch.float64)
+    explanation = explain(model, x, LRP0, target=2)
+    expected = F.relu(x).minimum(model.high) * model.fc.weight[2].detach()
+    torch.testing.assert_close(explanation.relevance, expected, **EXACT)

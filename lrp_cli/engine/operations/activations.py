@@ -10,9 +10,6 @@ from lrp_cli.engine.books import EPSILON
 from lrp_cli.engine.run import Run
 from lrp_cli.engine.tracking import tagged
 
-GATES = {"sigmoid", "hardsigmoid", "tanh", "softmax"}
-"""Activations whose output weighs another activation where the two are multiplied."""
-
 STABILISER = 1e-6
 
 
@@ -50,8 +47,12 @@ class IdentityRule(torch.autograd.Function):
             # Where x is zero, the ratio next to zero is the derivative there: 0.5 for GELU and SiLU.
             next_to_zero = 1e-20 if torch.finfo(x.dtype).tiny < 1e-20 else 1e-4
             beside = x.new_full((1,), next_to_zero)
-            at_zero = (ctx.function(beside) / beside).item()
-            ratio = (ctx.function(x) / x).nan_to_num_(nan=at_zero, posinf=float("inf"), neginf=float("-inf"))
+            at_zero = ctx.function(beside) / beside
+            ratio = ctx.function(x) / x
+            if at_zero.numel() == 1:  # in one pass: zero by zero is the only nan
+                ratio = ratio.nan_to_num_(nan=at_zero.item(), posinf=float("inf"), neginf=float("-inf"))
+            else:  # clamped between tensors
+                ratio = torch.where(x == 0, at_zero, ratio)
             return ratio.mul_(g), None, None
         # f(0) is not zero (sigmoid, softplus): y / x has no limit there, and the stabiliser absorbs.
         y = ctx.function(x)

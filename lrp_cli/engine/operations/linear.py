@@ -31,8 +31,11 @@ def _constant(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.detach()
 
 
-def run_layer(run: Run, layer: Layer, linear_map: LinearMap, x: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
-    """Execute a layer: ``compute`` makes the output in the forward pass, the layer's rule the way back."""
+def run_layer(
+    run: Run, layer: Layer, linear_map: LinearMap, x: Tensor, compute: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
+    """Execute a layer: ``compute`` (by default the map itself) makes the output, the layer's rule the way back."""
+    compute = compute or (lambda x: linear_map.apply(x, linear_map.weight, linear_map.bias))
     tag = tag_of(x, run)
     if run.trace is not None:
         run.trace.add_layer(layer)
@@ -55,16 +58,13 @@ def linear(run: Run, function: Any, args: Any, kwargs: Any, *, suffix: str = "")
     if _depends_on_input(run, weight, bias) or x.dim() == 1:
         return unknown(run, function, args, kwargs)
     linear_map = Linear(weight.detach(), _constant(bias), run.cache, _parameter(weight))
-    layer = run.new_layer(LINEAR, suffix)
-    return run_layer(run, layer, linear_map, x, lambda x: F.linear(x, linear_map.weight, linear_map.bias))
+    return run_layer(run, run.new_layer(LINEAR, suffix), linear_map, x)
 
 
 def product_with_weight(run: Run, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``x @ weight + bias`` with a constant weight, shape (in, out): a linear layer under another name."""
     linear_map = Linear(weight.detach().t(), _constant(bias), run.cache, _parameter(weight), origin="transposed")
-    return run_layer(
-        run, run.new_layer(LINEAR), linear_map, x, lambda x: F.linear(x, linear_map.weight, linear_map.bias)
-    )
+    return run_layer(run, run.new_layer(LINEAR), linear_map, x)
 
 
 def addmm(run: Run, function: Any, args: Any, kwargs: Any) -> Any:
@@ -100,13 +100,7 @@ def convolution(run: Run, function: Any, args: Any, kwargs: Any, *, dimensions: 
         groups=a.get("groups", 1),
     )
 
-    def compute(x: Tensor) -> Tensor:
-        m = linear_map
-        return torch.convolution(
-            x, m.weight, m.bias, m.stride, m.padding, m.dilation, m.transposed, m.output_padding, m.groups
-        )
-
-    return run_layer(run, run.new_layer(CONVOLUTION), linear_map, x, compute)
+    return run_layer(run, run.new_layer(CONVOLUTION), linear_map, x)
 
 
 def _per_dimension(dimensions: int, value: int | tuple[int, ...]) -> tuple[int, ...]:
