@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from lrp_cli.cli.text import counted
 from lrp_cli.errors import ExitCode
 from lrp_cli.runs.records import Failure, Outcome, Record, Skipped
 
@@ -45,16 +46,12 @@ class Report:
         return ExitCode.SOME_FAILED if self.failed else ExitCode.OK
 
     def __str__(self) -> str:
-        done = f"{_counted(self.pictures, 'picture')} explained"
+        done = f"{counted(self.pictures, 'picture')} explained"
         if self.targets != self.pictures:
             done += f" for {self.targets} targets"
         if self.skipped:
             done += f", {self.skipped} skipped (explained before; --force explains them again)"
         return done + (f", {self.failed} failed" if self.failed else "")
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" + ("" if count == 1 else "s")
 
 
 def line(record: Record) -> str:

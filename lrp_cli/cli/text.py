@@ -36,3 +36,8 @@ def print_line(text: str) -> None:
         sys.stdout.flush()
     except BrokenPipeError:
         raise OutputClosed from None
+
+
+def counted(count: int, noun: str) -> str:
+    """Return ``1 picture`` or ``2 pictures``."""
+    return f"{count} {noun}" + ("" if count == 1 else "s")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from lrp_cli.cli.text import print_line, printable
+from lrp_cli.cli.text import counted, print_line, printable
 from lrp_cli.errors import ExitCode
 
 
@@ -36,8 +36,6 @@ def verify(
             print_line(printable(f"{problem.kind}: {problem.where}: {problem.what}"))
     if not (quiet or as_json):
         failed = f", {len(verification.failed)} failed when they were tried" if verification.failed else ""
-        found = f"{problems} problems" if problems != 1 else "1 problem"
-        typer.echo(
-            f"{len(verification.done)} results recorded{failed}: {found if problems else 'all intact'}", err=True
-        )
+        found = counted(problems, "problem") if problems else "all intact"
+        typer.echo(f"{counted(len(verification.done), 'result')} recorded{failed}: {found}", err=True)
     raise typer.Exit(ExitCode.SOME_FAILED if problems else ExitCode.OK)
