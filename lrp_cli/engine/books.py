@@ -2,10 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from lrp_cli.engine.linear_maps import LinearMap
 
 BIAS, EPSILON, CONSTANT = "bias", "epsilon", "constant"
 NORMALISATION, UNKNOWN = "normalisation", "unknown operation"
@@ -62,7 +65,27 @@ class Books:
             same = factor is not None and factor.shape == relevance.shape
             factor = factor.movedim(account.batch_dim, 0) if factor is not None and same else factor
             relevance = relevance.movedim(account.batch_dim, 0)
-        sums = per_sample(relevance, self.samples) if factor is None else self._dot(relevance, factor)
+        self._enter(
+            account, kind, per_sample(relevance, self.samples) if factor is None else self._dot(relevance, factor)
+        )
+
+    def book_channels(
+        self, account: Account, layer: "LinearMap", s: Tensor, shares: Mapping[str, Tensor | float]
+    ) -> None:
+        """Add ``sum_j s_j c_j`` for each kind of absorption; c is one value a channel of the layer, or one for all.
+
+        Args:
+            account: who absorbs.
+            layer: the layer whose output s has the shape of.
+            s: what the relevance is distributed by.
+            shares: kind -> c, shape (channels,), or a number.
+        """
+        s = s.movedim(account.batch_dim, 0) if account.batch_dim else s
+        sums = layer.sums(s, self.samples).double()
+        for kind, share in shares.items():
+            self._enter(account, kind, sums @ share.double() if isinstance(share, Tensor) else sums.sum(dim=1) * share)
+
+    def _enter(self, account: Account, kind: str, sums: Tensor) -> None:
         kinds = self.entries.setdefault(account, {})
         kinds[kind] = kinds[kind] + sums if kind in kinds else sums
 

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from lrp_cli.engine.books import EPSILON
+from lrp_cli.engine.books import Account, Books
 from lrp_cli.engine.linear_maps import LinearMap
 
 Value = TypeVar("Value")
@@ -19,40 +19,62 @@ TOLERABLE = 1e-5
 """Share of the relevance that rounding may misplace in the sums that are taken from differences."""
 
 
-class Book(Protocol):
-    """Books what a layer absorbs."""
-
-    def __call__(self, kind: str, relevance: Tensor, factor: Tensor | None = None) -> None:
-        """Book relevance (any shape, batch first), times a factor that broadcasts, under a kind of absorption."""
-        ...
-
-
-@dataclass(frozen=True)
+@dataclass
 class Flow:
-    """What a rule sees of one call of one layer.
+    """What a rule sees of one call of one layer, and of the activation behind it where the two go together.
+
+    The activation hands relevance on unchanged: a rule distributes ``relevance`` as if it had arrived at ``y``.
 
     Attributes:
         map: the layer.
         x: its input.
-        y: its output, bias included; None for rules that do not need it.
-        g: the modified gradient of the output, shape of y.
-        book: books what is absorbed.
+        z: its output, bias included.
+        out: what the relevance arrives at: the output of the activation, or y itself.
+        g: the modified gradient of ``out``, shape of y.
+        books: where what is absorbed is entered.
+        account: on which account.
         bounds: the smallest and the largest value that x can have, shape of x; None unless x is the model's input.
         memo: what does not depend on g, kept for further targets of the same forward pass.
+        is_non_negative: whether x is known to have no negative value, as behind a ReLU.
+        is_activated: whether there is an activation.
+        is_rectified: whether relevance arrives at positive outputs only, as in front of a ReLU.
     """
 
     map: LinearMap
     x: Tensor
-    y: Tensor
+    z: Tensor
+    out: Tensor
     g: Tensor
-    book: Book
+    books: Books
+    account: Account
     bounds: tuple[Tensor, Tensor] | None = None
     memo: dict[str, Any] = field(default_factory=dict)
+    is_non_negative: bool = False
+    is_activated: bool = False
+    is_rectified: bool = False
+
+    @property
+    def y(self) -> Tensor:
+        """The output; where ``is_rectified``, with zeros for negative values, where no relevance arrives."""
+        return self.z.clamp(min=0) if self.is_rectified and self.out is not self.z else self.z
 
     @property
     def relevance(self) -> Tensor:
-        """R_j = y_j g_j."""
-        return self.y * self.g
+        """R_j, shape of y; a new tensor each time, which may be overwritten."""
+        return self.out * self.g
+
+    def book(self, kind: str, relevance: Tensor, factor: Tensor | None = None) -> None:
+        """Book relevance (any shape, batch first), times a factor that broadcasts, under a kind of absorption."""
+        self.books.book(self.account, kind, relevance, factor)
+
+    def book_shares(self, s: Tensor, shares: dict[str, Tensor | float]) -> None:
+        """Book ``sum_j s_j c_j`` for each kind of absorption, c being one value a channel, or one for all.
+
+        Args:
+            s: shape of y.
+            shares: kind -> c, shape (channels,), or a number.
+        """
+        self.books.book_channels(self.account, self.map, s, shares)
 
     def once(self, name: str, compute: Callable[[], Value]) -> Value:
         """Return what ``compute`` makes of x and y, computed once for all targets of a forward pass."""
@@ -62,28 +84,23 @@ class Flow:
         return value
 
     @property
-    def is_non_negative(self) -> bool:
-        """Whether no input is negative, as after a ReLU: then w+ alone makes the positive contributions."""
-        return self.once("is_non_negative", lambda: bool(self.x.numel() == 0 or self.x.min() >= 0))
-
-    @property
-    def spread(self) -> Tensor:
-        """A_j = sum_i |x_i| |w_ij|, shape of y: how large the contributions to an output are together."""
-        return self.once("spread", lambda: self.map.apply(self.x.abs(), self.map.transformed("absolute")))
-
-    @property
     def total(self) -> Tensor:
         """sum_i x_i w_ij, shape of y: the output without its bias."""
-        bias = self.map.bias_for(self.y)
-        return self.y if bias is None else self.once("total", lambda: self.y - bias)
+        bias = self.map.bias_for(self.z)
+        return self.z if bias is None else self.once("total", lambda: self.z - bias)
 
-    def positive(self) -> "Contributions":
-        """Return the positive contributions, (x_i w_ij)+."""
-        return Contributions(self, "positive", "negative")
+    def positive(self, offset: Tensor | None) -> "Contributions":
+        """Return the positive contributions, (x_i w_ij)+, with an offset, shape (channels,), added to their sum."""
+        return Contributions(self, "positive", "negative", offset)
 
-    def negative(self) -> "Contributions":
-        """Return the negative contributions, (x_i w_ij)-."""
-        return Contributions(self, "negative", "positive")
+    def negative(self, offset: Tensor | None) -> "Contributions":
+        """Return the negative contributions, (x_i w_ij)-, with an offset, shape (channels,), added to their sum."""
+        return Contributions(self, "negative", "positive", offset)
+
+    def by_size(self, s: Tensor) -> Tensor:
+        """Return ``sign(x_i) sum_j |w_ij| s_j``, shape of x."""
+        pulled = self.map.pull(s, self.map.transformed("absolute"), self.x)
+        return pulled if self.is_non_negative else pulled.mul_(self.x.sign())
 
 
 @dataclass(frozen=True)
@@ -94,22 +111,24 @@ class Contributions:
         flow: the layer call.
         with_positive_x: the part of the weights that makes a contribution of this sign with a positive input.
         with_negative_x: the part that makes one with a negative input.
+        offset: what is added to their sum, shape (channels,), or None.
     """
 
     flow: Flow
     with_positive_x: str
     with_negative_x: str
+    offset: Tensor | None
 
     def sum(self) -> Tensor:
-        """Return their sum for each output, shape of y, without bias."""
+        """Return their sum for each output with the offset, shape of y."""
         return self.flow.once(f"sum of {self.with_positive_x}", self._sum)
 
     def _sum(self) -> Tensor:
         layer, x = self.flow.map, self.flow.x
         if self.flow.is_non_negative:
-            return layer.apply(x, layer.transformed(self.with_positive_x))
-        by_positive_x = layer.apply(x.clamp(min=0), layer.transformed(self.with_positive_x))
-        return by_positive_x + layer.apply(x.clamp(max=0), layer.transformed(self.with_negative_x))
+            return layer.apply(x, layer.transformed(self.with_positive_x), self.offset)
+        by_positive_x = layer.apply(x.clamp(min=0), layer.transformed(self.with_positive_x), self.offset)
+        return by_positive_x.add_(layer.apply(x.clamp(max=0), layer.transformed(self.with_negative_x)))
 
     def pull(self, s: Tensor) -> Tensor:
         """Return sum_j w_ij s_j over the contributions of this sign, shape of x."""
@@ -120,42 +139,65 @@ class Contributions:
         return torch.where(x < 0, layer.pull(s, layer.transformed(self.with_negative_x), x), pulled)
 
 
-def sums_by_difference(flow: Flow, relevance: Tensor, *, both: bool) -> tuple[Tensor, Tensor] | None:
-    """Return the sums of positive and of negative contributions, shape of y each, from one product for both.
+@dataclass(frozen=True)
+class Halves:
+    """Sums of the positive and of the negative contributions from one product for both, for inputs of any sign.
 
-    With w+ = (w + |w|) / 2, they are (z_j + A_j) / 2 and (z_j - A_j) / 2: z_j is at hand, A_j is one more product, for
-    inputs of any sign. Where one of them is small against A_j, little is left of its digits; None is returned where
-    that would misplace more than :data:`TOLERABLE` of the relevance, or where a product is not worth saving.
+    With w+ = (w + |w|) / 2 they are (z_j + A_j) / 2 and (z_j - A_j) / 2, where A_j = sum_i |x_i| |w_ij|: z_j is at
+    hand, A_j is one more product.
+
+    Attributes:
+        positive: z_j + A_j, shape of y: twice the positive sum.
+        negative: z_j - A_j, shape of y: twice the negative sum; None where it is not asked for.
+        is_precise: whether too little is lost in the differences to be worth booking.
+    """
+
+    positive: Tensor
+    negative: Tensor | None
+    is_precise: bool
+
+
+def halves(flow: Flow, z: Tensor, offset: Tensor, *, both: bool) -> Halves | None:
+    """Return the sums of contributions by their sign (:class:`Halves`).
+
+    Where one of them is small against A_j, little is left of its digits; None is returned where that would misplace
+    more than :data:`TOLERABLE` of the relevance, or where a product is not worth saving.
 
     Args:
         flow: the layer call.
-        relevance: what is to be distributed, shape of y.
+        z: the sum of all contributions, shape of y, with the bias or without.
+        offset: what is added to A_j, shape (channels,): the size of the bias, if it is in z, and twice the stabiliser.
         both: whether the negative sum matters, too.
     """
     if flow.map.fan_in < WIDE:
         return None
-    total, spread = flow.total, flow.spread
-    positive, negative = (total + spread) / 2, (total - spread) / 2
-    smaller = torch.minimum(positive, -negative) if both else positive
-    rounding = 16 * torch.finfo(spread.dtype).eps
-    misplaced = (relevance.abs() * (spread * rounding / smaller.clamp(min=0)).nan_to_num(0.0).clamp(max=1)).sum()
-    return (positive, negative) if bool(misplaced <= TOLERABLE * relevance.abs().sum()) else None
+    found = flow.once("halves", lambda: _halves(flow, z, offset, both))
+    return found if found.is_precise or _loss(flow, z, found) <= TOLERABLE else None
 
 
-def pull_both(flow: Flow, sums: tuple[Tensor, Tensor], s_positive: Tensor, s_negative: Tensor) -> Tensor:
-    """Return the sum of ``positive().pull(s_positive)`` and ``negative().pull(s_negative)``, from two products.
+def _halves(flow: Flow, z: Tensor, offset: Tensor, both: bool) -> Halves:
+    x = flow.x if flow.is_non_negative else flow.x.abs()
+    spread = flow.map.apply(x, flow.map.transformed("absolute"), offset)
+    keeps_digits = 1 - _rounding(z) / TOLERABLE  # |z| up to this share of A_j leaves enough of them
+    positive, negative = z + spread, z - spread if both else None
+    is_precise = flow.is_rectified or bool(torch.add(z, spread, alpha=keeps_digits).min() >= 0)
+    if negative is not None:
+        is_precise = is_precise and bool(torch.sub(z, spread, alpha=keeps_digits).max() <= 0)
+    if not is_precise:  # what rounding has left of a sum that is next to nothing keeps its sign
+        least = spread.mul_(_rounding(z) / 8)
+        positive = torch.maximum(positive, least)
+        negative = None if negative is None else torch.minimum(negative, -least)
+    return Halves(positive, negative, is_precise)
 
-    For positive x it is sum_j (w_ij+ s_j+ + w_ij- s_j-) = sum_j (w_ij (s_j+ + s_j-) + |w_ij| (s_j+ - s_j-)) / 2; for
-    negative x the parts of w change places, and with them the sign of the second term.
 
-    The sums that s was divided by are rounded (:func:`sums_by_difference`): what arrives differs from what was sent by
-    a little, which is booked with what the stabiliser takes.
-    """
-    layer, x = flow.map, flow.x
-    by_weight = layer.pull((s_positive + s_negative) / 2, layer.weight, x)
-    by_size = layer.pull((s_positive - s_negative) / 2, layer.transformed("absolute"), x)
-    pulled = by_weight + (by_size if flow.is_non_negative else x.sign() * by_size)
-    flow.book(EPSILON, s_positive, sums[0])
-    flow.book(EPSILON, s_negative, sums[1])
-    flow.book(EPSILON, -x, pulled)
-    return pulled
+def _loss(flow: Flow, z: Tensor, found: Halves) -> float:
+    """Return which share of the relevance is misplaced by rounding, at most."""
+    relevance = flow.relevance.abs_()
+    spread = found.positive - z
+    smaller = found.positive if found.negative is None else torch.minimum(found.positive, -found.negative)
+    lost = (spread * _rounding(z) / smaller.clamp(min=0)).nan_to_num_(0.0).clamp_(max=1)
+    return float((relevance * lost).sum() / relevance.sum().clamp(min=torch.finfo(z.dtype).tiny))
+
+
+def _rounding(z: Tensor) -> float:
+    return 16 * torch.finfo(z.dtype).eps

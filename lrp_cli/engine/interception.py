@@ -12,8 +12,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from lrp_cli.engine.naming import operation_name, writes_in_place
-from lrp_cli.engine.operations.registry import HANDLERS, HOMOGENEOUS, KEEPS_GATES, LIKE_ANOTHER, REORDERING
+from lrp_cli.engine.naming import arguments, operation_name, writes_in_place
+from lrp_cli.engine.operations.activations import rectify_in_place
+from lrp_cli.engine.operations.registry import (
+    HANDLERS,
+    HOMOGENEOUS,
+    KEEPS_GATES,
+    KEEPS_SIGNS,
+    LIKE_ANOTHER,
+    NON_NEGATIVE,
+    REORDERING,
+)
 from lrp_cli.engine.operations.unknown import unknown
 from lrp_cli.engine.run import Run
 from lrp_cli.engine.tracking import current, detached, forget, supersede, tag_of, tagged, tensors_in, with_tensors
@@ -79,7 +88,23 @@ class Interception(TorchFunctionMode):
         elif name in {"cat", "stack"}:
             self._hand_on_bounds(func, args, kwargs, result)
         self._hand_on_layout(name, func, args, kwargs, carriers, result)
+        self._hand_on_sign(name, args, kwargs, carriers, result)
         return result
+
+    def _hand_on_sign(self, name: str, args: Any, kwargs: Any, carriers: list[Tensor], result: Any) -> None:
+        """Note that a result has no negative value, where that follows from the operation."""
+        run = self.run
+        if name == "hardtanh":
+            known = arguments(("input", "min_val"), args, kwargs).get("min_val", -1) >= 0
+        elif name in {"cat", "stack"}:
+            known = all(run.is_non_negative(tensor) for tensor in tensors_in((args, kwargs)))
+        elif name in {"add", "mul"}:
+            known = not kwargs and all(isinstance(term, Tensor) and run.is_non_negative(term) for term in args)
+        else:
+            known = name in NON_NEGATIVE or (name in KEEPS_SIGNS and run.is_non_negative(carriers[0]))
+        if known:
+            for tensor in tensors_in(result):
+                run.note_non_negative(tensor)
 
     def _hand_on_layout(
         self, name: str, func: Any, args: Any, kwargs: Any, carriers: list[Tensor], result: Any
@@ -144,12 +169,23 @@ class Interception(TorchFunctionMode):
         # After a ReLU, what was negative carries no relevance: a layer's kept output may lose it.
         safe = kept is None or (kept == "output" and name == "relu" and tag is not None and tag.uses == 0)
         if safe and name in HOMOGENEOUS and run.carries(target) and run.trace is None:
-            forget(target, run)
-            return torch.relu_(target) if name == "relu" else func(*args, **kwargs)
+            return self._write_in_place(name, func, args, kwargs, target)
         function = _OUT_OF_PLACE.get(name) or _out_of_place(func)
         carriers = [tensor for tensor in tensors_in((args, kwargs)) if run.carries(tensor)]
         result = self._execute(name, function, args, kwargs, carriers)
         supersede(target, result, run)
+        return result
+
+    def _write_in_place(self, name: str, func: Any, args: Any, kwargs: Any, target: Tensor) -> Any:
+        """Execute what changes nothing that is kept, apart from a layer's output that loses what no rule reads."""
+        result = rectify_in_place(self.run, target) if name == "relu" and target._base is None else None
+        if result is not None:
+            supersede(target, result, self.run)
+        forget(target, self.run)
+        if result is None:
+            result = torch.relu_(target) if name == "relu" else func(*args, **kwargs)
+        if name == "relu":
+            self.run.note_non_negative(result)
         return result
 
     def _overwrite(self, name: str, func: Any, args: Any, kwargs: Any, kept: bool) -> Any:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lrp_cli.engine.flow import Flow
 from lrp_cli.engine.linear_maps import LinearMap
-from lrp_cli.engine.rules import OutputUse, Rule
+from lrp_cli.engine.rules import OutputUse, Rule, per_unit
 
 if TYPE_CHECKING:
     from lrp_cli.engine.run import Run
@@ -47,6 +47,21 @@ class Assignment(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Activation:
+    """An activation that hands relevance on unchanged.
+
+    Attributes:
+        function: elementwise, with f(0) = 0.
+        rectifies: whether negative values become zero.
+        is_relu: whether it does nothing else.
+    """
+
+    function: Callable[[Tensor], Tensor]
+    rectifies: bool = False
+    is_relu: bool = False
+
+
 class LayerCall:
     """What is kept of one call of a layer until relevance comes back, and ``use``: what of the output it needs.
 
@@ -60,23 +75,40 @@ class LayerCall:
         make_map: Callable[[], LinearMap],
         x: Tensor,
         bounds: tuple[Tensor, Tensor] | None = None,
-        replaces: "LayerCall | None" = None,
     ) -> None:
         self.run = run
         self.layer = layer
         self.account = run.account(x)._replace(layer=layer.name)
         self.x = run.keep(x)
         self.bounds = bounds
-        self._replaces = replaces
+        self.is_non_negative = run.is_non_negative(x)
         self._make_map = make_map
+        self._replaces: LayerCall | None = None
+        self._is_alone: Callable[[], bool] | None = None
         self.use = OutputUse.NONE
         self._y: Tensor | None = None
         self._memo: dict[str, Any] = {}
+
+    def followed_by(self, make_map: Callable[[], LinearMap], is_alone: Callable[[], bool]) -> "LayerCall":
+        """Return the call of this layer and the batch norm behind it as one layer, ``make_map``.
+
+        ``is_alone`` tells, once the forward pass is over, whether nothing but the batch norm uses the layer's output.
+        """
+        merged = LayerCall(self.run, self.layer, make_map, self.x, self.bounds)
+        merged.is_non_negative = self.is_non_negative
+        merged._replaces, merged._is_alone = self, is_alone
+        self._y = None
+        return merged
 
     @cached_property
     def map(self) -> LinearMap:
         """The layer as a linear map, made on first use: most are only needed on the way back."""
         return self._make_map()
+
+    @property
+    def holds(self) -> bool:
+        """Whether the call may stand for all that it covers, which is known once the forward pass is over."""
+        return (self._is_alone is None or self._is_alone()) and (self._replaces is None or self._replaces.holds)
 
     def keep_output(self, y: Tensor) -> None:
         """Keep the output for the way back if a rule that the layer may get reads it."""
@@ -84,29 +116,44 @@ class LayerCall:
         if self.use:
             self._y = y.detach()
 
-    def drop_output(self) -> None:
-        """Let go of the output: another call now stands for this one."""
-        self._y = None
-
     def output(self) -> Tensor:
         """Return the layer's output, bias included."""
         if self._y is not None:
             return self._y
         return self.map.apply(self.x, self.map.weight, self.map.bias)
 
-    def propagate(self, g: Tensor) -> Tensor:
-        """Return the modified gradient of the input, given that of the output, and book what is absorbed."""
+    def propagate(self, g: Tensor, activation: Activation | None = None, out: Tensor | None = None) -> Tensor:
+        """Return the modified gradient of the input, and book what is absorbed.
+
+        Args:
+            g: the modified gradient of ``out``.
+            activation: what made ``out`` of the layer's output, if anything did.
+            out: the layer's output behind the activation.
+        """
         rule = self.run.rule(self.layer)
-        flow = Flow(
-            map=self.map,
-            x=self.x,
-            y=self.output() if rule.needs_output else g,
-            g=g,
-            book=partial(self.run.books.book, self.account),
-            bounds=self.bounds,
-            memo=self._memo,
+        is_rectified = activation is not None and activation.rectifies
+        if not rule.needs_output and out is None:
+            y = out = g  # for its shape
+        elif activation is not None and activation.is_relu and out is not None:
+            y = self.output() if rule.needs_output == OutputUse.WHOLE else out
+        else:
+            y = self.output()
+        handed_on = rule.propagate(
+            Flow(
+                map=self.map,
+                x=self.x,
+                z=y,
+                out=y if out is None else out,
+                g=g,
+                books=self.run.books,
+                account=self.account,
+                bounds=self.bounds,
+                memo=self._memo,
+                is_non_negative=self.is_non_negative,
+                is_activated=activation is not None,
+                is_rectified=is_rectified,
+            )
         )
-        handed_on = rule.propagate(flow)
         if not self.run.keeps:
             self._release()
         return handed_on
@@ -149,11 +196,10 @@ class MergedNode(torch.autograd.Function):
         t: Tensor,
         merged: LayerCall,
         alone: Callable[[], LayerCall],
-        is_shared: Callable[[], bool],
         compute: Callable[[Tensor], Tensor],
     ) -> Tensor:
         ctx.set_materialize_grads(False)
-        ctx.merged, ctx.alone, ctx.is_shared = merged, alone, is_shared
+        ctx.merged, ctx.alone = merged, alone
         y = compute(t)
         merged.keep_output(y)
         return y
@@ -162,9 +208,43 @@ class MergedNode(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Any) -> Any:
         (g,) = gradients
         g_x = g_t = None
-        if g is not None:
-            if ctx.is_shared():
-                g_t = ctx.alone().propagate(g)
-            else:
-                g_x = ctx.merged.propagate(g)
-        return g_x, g_t, None, None, None, None
+        if g is not None and ctx.merged.holds:
+            g_x = ctx.merged.propagate(g)
+        elif g is not None:
+            g_t = ctx.alone().propagate(g)
+        return g_x, g_t, None, None, None
+
+
+class ActivatedNode(torch.autograd.Function):
+    """An activation and the layer that feeds it: the layer's rule takes the relevance where the activation hands it on.
+
+    Takes the layer's input x and its output z. Whether anything but the activation uses z is known only after the
+    forward pass; if so, relevance goes to z.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        z: Tensor,
+        call: LayerCall,
+        activation: Activation,
+        is_alone: Callable[[], bool],
+        in_place: bool,
+    ) -> Tensor:
+        ctx.set_materialize_grads(False)
+        ctx.call, ctx.activation, ctx.is_alone = call, activation, is_alone
+        z = z.detach()
+        out = z.relu_() if in_place else activation.function(z)
+        ctx.out = out.detach()
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        (g,) = gradients
+        g_x = g_z = None
+        if g is not None and ctx.is_alone() and ctx.call.holds:
+            g_x = ctx.call.propagate(g, ctx.activation, ctx.out)
+        elif g is not None:
+            g_z = per_unit(g * ctx.out, ctx.call.output())
+        return g_x, g_z, *(None,) * 4

@@ -37,18 +37,20 @@ class LinearMap:
     """A linear map with its weight and bias.
 
     Attributes:
-        weight: the layer's weight, batch norm merged into it where it was.
-        bias: shape (channels,) or None.
+        raw: the layer's own weight.
+        bias: shape (channels,) or None; a batch norm is merged into it where there is one.
         cache: where transformed weights are kept.
-        parameter: the parameter that ``weight`` is derived from; None where there is none to hold on to.
-        origin: what distinguishes ``weight`` from other weights derived from ``parameter``.
+        parameter: the parameter that ``raw`` is derived from; None where there is none to hold on to.
+        origin: what distinguishes this map from others made with ``parameter``.
+        scale: what a batch norm multiplies the outputs with, shape (channels,); None where there is none.
     """
 
-    weight: Tensor
+    raw: Tensor
     bias: Tensor | None
     cache: WeightCache = field(repr=False)
     parameter: Tensor | None = field(default=None, repr=False)
     origin: Hashable = None
+    scale: Tensor | None = field(default=None, repr=False)
 
     def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """Return the map of ``x`` with ``weight`` and ``bias`` in place of its own."""
@@ -65,9 +67,35 @@ class LinearMap:
         """Return ``values``, shape (channels,), so that they broadcast against the output ``y``."""
         raise NotImplementedError
 
+    def sums(self, s: Tensor, samples: int) -> Tensor:
+        """Return the sums of ``s``, shape of y with the batch first, over all positions: shape (samples, channels)."""
+        raise NotImplementedError
+
     def scaled(self, scale: Tensor) -> Tensor:
         """Return the weight with its output channels multiplied by ``scale``, shape (channels,)."""
         raise NotImplementedError
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight, with the batch norm's scale in it."""
+        return self.raw if self.scale is None else self.derived("itself", self._merged)
+
+    def _merged(self) -> Tensor:
+        return self.raw if self.scale is None else self.scaled(self.scale)
+
+    def hand_down(self, s: Tensor, x: Tensor) -> Tensor:
+        """Return the transposed map of ``s`` with the map's own weight (:meth:`pull`).
+
+        Where the weight is larger than ``s``, the batch norm's scale goes to ``s``: no merged weight is made and kept.
+        """
+        if self.scale is None or self.raw.numel() <= s.numel():
+            return self.pull(s, self.weight, x)
+        return self.pull(s * self.channels(self.scale, s), self.raw, x)
+
+    @property
+    def outputs(self) -> int:
+        """How many channels the output has."""
+        return self.raw.shape[0]
 
     @property
     def fan_in(self) -> int:
@@ -76,7 +104,16 @@ class LinearMap:
 
     def transformed(self, name: str) -> Tensor:
         """Return the weight transformed: positive, negative, absolute, square or ones (:data:`TRANSFORMS`)."""
-        return self.derived(name, lambda: TRANSFORMS[name](self.weight))
+        return self.derived(name, lambda: TRANSFORMS[name](self._merged()))
+
+    def with_gain(self, gain: float) -> Tensor:
+        """Return the weight with its positive part times ``1 + gain``."""
+
+        def compute() -> Tensor:
+            merged = self._merged()
+            return torch.add(merged, merged.clamp(min=0), alpha=gain)
+
+        return self.derived(("gain", gain), compute)
 
     def derived(self, name: Hashable, compute: Callable[[], Tensor]) -> Tensor:
         """Return a tensor derived from the weight, cached under ``name`` where the weight is a parameter's."""
@@ -102,12 +139,15 @@ class Linear(LinearMap):
     def channels(self, values: Tensor, y: Tensor) -> Tensor:
         return values
 
+    def sums(self, s: Tensor, samples: int) -> Tensor:
+        return s.reshape(samples, -1, s.shape[-1]).sum(dim=1)
+
     def scaled(self, scale: Tensor) -> Tensor:
-        return self.weight * scale[:, None]
+        return self.raw * scale[:, None]
 
     @property
     def fan_in(self) -> int:
-        return self.weight.shape[1]
+        return self.raw.shape[1]
 
 
 @dataclass
@@ -153,18 +193,25 @@ class Convolution(LinearMap):
     def channels(self, values: Tensor, y: Tensor) -> Tensor:
         return values.view(-1, *[1] * len(self.stride))
 
+    def sums(self, s: Tensor, samples: int) -> Tensor:
+        return _sums_of_planes(s, samples)
+
     def scaled(self, scale: Tensor) -> Tensor:
         if not self.transposed:
-            return self.weight * scale.view(-1, *[1] * (self.weight.dim() - 1))
+            return self.raw * scale.view(-1, *[1] * (self.raw.dim() - 1))
         # Transposed weights are stored as (in, out / groups, ...), the inputs of one group after another.
-        grouped = self.weight.view(self.groups, -1, *self.weight.shape[1:])
-        per_group = scale.view(self.groups, 1, -1, *[1] * (self.weight.dim() - 2))
-        return (grouped * per_group).view_as(self.weight)
+        grouped = self.raw.view(self.groups, -1, *self.raw.shape[1:])
+        per_group = scale.view(self.groups, 1, -1, *[1] * (self.raw.dim() - 2))
+        return (grouped * per_group).view_as(self.raw)
+
+    @property
+    def outputs(self) -> int:
+        return self.raw.shape[1] * self.groups if self.transposed else self.raw.shape[0]
 
     @property
     def fan_in(self) -> int:
-        inputs = self.weight.shape[0] // self.groups if self.transposed else self.weight.shape[1]
-        return inputs * prod(self.weight.shape[2:])
+        inputs = self.raw.shape[0] // self.groups if self.transposed else self.raw.shape[1]
+        return inputs * prod(self.raw.shape[2:])
 
 
 @dataclass
@@ -181,6 +228,15 @@ class Scaling(LinearMap):
     def channels(self, values: Tensor, y: Tensor) -> Tensor:
         return values.view(-1, *[1] * (y.dim() - 2))
 
+    def sums(self, s: Tensor, samples: int) -> Tensor:
+        return _sums_of_planes(s, samples)
+
     @property
     def fan_in(self) -> int:
         return 1
+
+
+def _sums_of_planes(s: Tensor, samples: int) -> Tensor:
+    """Sum s, shape (B, C, ...) with B a multiple of the samples, to shape (samples, C)."""
+    planes = s.flatten(2).sum(dim=2) if s.dim() > 2 else s
+    return planes if len(planes) == samples else planes.view(samples, -1, planes.shape[1]).sum(dim=1)

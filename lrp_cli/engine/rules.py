@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lrp_cli.engine.books import BIAS, EPSILON
-from lrp_cli.engine.flow import Flow, pull_both, sums_by_difference
+from lrp_cli.engine.flow import Contributions, Flow, Halves, halves
 from lrp_cli.errors import EngineError
 
 
@@ -53,21 +53,34 @@ def _with_sign_of(z: Tensor, size: Tensor | float) -> Tensor:
     return torch.copysign(torch.as_tensor(size, dtype=z.dtype, device=z.device), z)
 
 
-def _ratio(relevance: Tensor, z: Tensor, stabiliser: float) -> Tensor:
-    """Return ``relevance / stabilised(z)``, and zero where z is zero: there is nothing to distribute it to."""
-    return (relevance / stabilised(z, stabiliser)).masked_fill_(z == 0, 0.0)
+def _shared_out(flow: Flow, relevance: Tensor, z: Tensor, stabiliser: float, *, is_sure: bool = False) -> Tensor:
+    """Return ``relevance / z``, shape of y; where z holds nothing but its stabiliser, zero, and it is all absorbed.
+
+    Args:
+        flow: the layer call.
+        relevance: overwritten.
+        z: the sum of contributions of one sign, stabiliser included.
+        stabiliser: what was added to z; its sign is the sign of the contributions.
+        is_sure: whether z is known to hold more wherever relevance arrives.
+    """
+    if is_sure:
+        return relevance.div_(z)
+    idle = z <= stabiliser if stabiliser >= 0 else z >= stabiliser
+    if bool(idle.any()):
+        flow.book(EPSILON, torch.where(idle, relevance, 0.0))
+        relevance.masked_fill_(idle, 0.0)
+        return relevance.div_(z.masked_fill(idle, 1.0))
+    return relevance.div_(z)
 
 
-def _share(flow: Flow, relevance: Tensor, z: Tensor, stabiliser: float) -> Tensor:
-    """Return ``s = relevance / stabilised(z)``, and book what that leaves undistributed, ``relevance - s z``."""
-    s = _ratio(relevance, z, stabiliser)
-    flow.book(EPSILON, torch.addcmul(relevance, s, z, value=-1))
-    return s
-
-
-def _per_unit(relevance: Tensor, x: Tensor) -> Tensor:
+def per_unit(relevance: Tensor, x: Tensor) -> Tensor:
     """Return ``relevance / x``: relevance in gradient form; zero where x is zero, which can carry none."""
     return (relevance / x).masked_fill_(x == 0, 0.0)
+
+
+def _offset(flow: Flow, bias: Tensor | None, stabiliser: float) -> Tensor:
+    """Return what a sum of contributions starts with, shape (channels,): its part of the bias, and the stabiliser."""
+    return flow.x.new_full((flow.map.outputs,), stabiliser) if bias is None else bias + stabiliser
 
 
 @dataclass(frozen=True)
@@ -83,10 +96,10 @@ class LRP0(Rule):
         return OutputUse.NONE
 
     def propagate(self, flow: Flow) -> Tensor:
-        bias = flow.map.bias_for(flow.g)
-        if bias is not None:
-            flow.book(BIAS, flow.g, bias)
-        return flow.map.pull(flow.g, flow.map.weight, flow.x)
+        g = per_unit(flow.relevance, flow.y) if flow.is_activated else flow.g
+        if flow.map.bias is not None:
+            flow.book_shares(g, {BIAS: flow.map.bias})
+        return flow.map.hand_down(g, flow.x)
 
 
 @dataclass(frozen=True)
@@ -111,24 +124,22 @@ class Epsilon(Rule):
         return OutputUse.WHOLE if self.relative else OutputUse.ACTIVE
 
     def propagate(self, flow: Flow) -> Tensor:
-        bias = flow.map.bias_for(flow.y)
-        if bias is None or self.use_bias:
-            # R_j / (y_j + epsilon sign) = g_j - g_j epsilon / (|y_j| + epsilon): precise, however small epsilon is.
-            epsilon = self._scale(flow.y)
-            absorbed = (flow.g / flow.y.abs().add_(epsilon)).mul_(epsilon)
-            s = flow.g - absorbed
-            flow.book(EPSILON, flow.y, absorbed)
-            if bias is not None:
-                flow.book(BIAS, s, bias)
-        else:
-            relevance, z = flow.relevance, flow.total
-            s = relevance / stabilised(z, self._scale(z))
-            flow.book(EPSILON, torch.addcmul(relevance, s, z, value=-1))
-        return flow.map.pull(s, flow.map.weight, flow.x)
+        bias = flow.map.bias if self.use_bias else None
+        if flow.is_rectified and self.use_bias and not self.relative:
+            s = flow.relevance.div_(flow.y + self.epsilon)
+            flow.book_shares(s, {EPSILON: self.epsilon} if bias is None else {EPSILON: self.epsilon, BIAS: bias})
+            return flow.map.hand_down(s, flow.x)
+        z = flow.y if self.use_bias else flow.total
+        epsilon = _with_sign_of(z, self._scale(z))
+        s = flow.relevance.div_(z + epsilon)
+        flow.book(EPSILON, s, epsilon)
+        if bias is not None:
+            flow.book_shares(s, {BIAS: bias})
+        return flow.map.hand_down(s, flow.x)
 
-    def _scale(self, z: Tensor) -> Tensor:
+    def _scale(self, z: Tensor) -> Tensor | float:
         if not self.relative:
-            return z.new_tensor(self.epsilon)
+            return self.epsilon
         mean_square = z.square().mean(dim=tuple(range(1, z.dim())), keepdim=True)
         return (self.epsilon * mean_square.sqrt()).clamp(min=torch.finfo(z.dtype).tiny)
 
@@ -150,15 +161,7 @@ class ZPlus(Rule):
     use_bias: bool = True
 
     def propagate(self, flow: Flow) -> Tensor:
-        bias = flow.map.bias_for(flow.y) if self.use_bias else None
-        relevance = flow.relevance
-        # Non-negative inputs take one product with w+ as it is; inputs of both signs would take two.
-        sums = None if flow.is_non_negative else sums_by_difference(flow, relevance, both=False)
-        positive = flow.positive().sum() if sums is None else sums[0]
-        s = _share(flow, relevance, positive if bias is None else positive + bias.clamp(min=0), self.stabiliser)
-        if bias is not None:
-            flow.book(BIAS, s, bias.clamp(min=0))
-        return flow.positive().pull(s) if sums is None else pull_both(flow, sums, s, torch.zeros_like(s))
+        return _by_sign(flow, 1.0, 0.0, self.stabiliser, self.use_bias)
 
 
 @dataclass(frozen=True)
@@ -182,23 +185,59 @@ class AlphaBeta(Rule):
     use_bias: bool = True
 
     def propagate(self, flow: Flow) -> Tensor:
-        bias = flow.map.bias_for(flow.y) if self.use_bias else None
-        relevance = flow.relevance
-        sums = sums_by_difference(flow, relevance, both=True)
-        positive, negative = (flow.positive().sum(), flow.negative().sum()) if sums is None else sums
-        z_positive = positive if bias is None else positive + bias.clamp(min=0)
-        z_negative = negative if bias is None else negative + bias.clamp(max=0)
-        s_positive = self.alpha * _ratio(relevance, z_positive, self.stabiliser)
-        s_negative = -self.beta * _ratio(relevance, z_negative, self.stabiliser)
-        handed_on = torch.addcmul(s_positive * z_positive, s_negative, z_negative)
-        flow.book(EPSILON, relevance - handed_on)
-        if bias is not None:
-            flow.book(BIAS, s_positive, bias.clamp(min=0))
-            flow.book(BIAS, s_negative, bias.clamp(max=0))
-        if sums is not None:
-            return pull_both(flow, sums, s_positive, s_negative)
-        pulled = flow.positive().pull(s_positive)
-        return pulled + flow.negative().pull(s_negative) if self.beta else pulled
+        return _by_sign(flow, self.alpha, self.beta, self.stabiliser, self.use_bias)
+
+
+def _by_sign(flow: Flow, alpha: float, beta: float, stabiliser: float, use_bias: bool) -> Tensor:
+    """Hand alpha times the relevance to the positive contributions and -beta times to the negative ones."""
+    bias = flow.map.bias if use_bias else None
+    # Non-negative inputs take one product with w+ as it is; inputs of both signs would take two.
+    if beta or not flow.is_non_negative:
+        z = flow.y if use_bias else flow.total
+        found = halves(flow, z, _offset(flow, None if bias is None else bias.abs(), 2 * stabiliser), both=bool(beta))
+        if found is not None:
+            return _by_halves(flow, found, alpha, beta, stabiliser, bias)
+
+    def hand_down(factor: float, contributions: Contributions, part: Tensor | None, stabiliser: float) -> Tensor:
+        is_sure = flow.is_rectified and stabiliser > 0 and (use_bias or flow.map.bias is None)  # z > 0, so z+ > 0
+        relevance = flow.relevance if factor == 1 else flow.relevance.mul_(factor)
+        s = _shared_out(flow, relevance, contributions.sum(), stabiliser, is_sure=is_sure)
+        flow.book_shares(s, {EPSILON: stabiliser} if part is None else {EPSILON: stabiliser, BIAS: part})
+        return contributions.pull(s)
+
+    part = None if bias is None else bias.clamp(min=0)
+    pulled = hand_down(alpha, flow.positive(_offset(flow, part, stabiliser)), part, stabiliser)
+    if beta:
+        part = None if bias is None else bias.clamp(max=0)
+        pulled += hand_down(-beta, flow.negative(_offset(flow, part, -stabiliser)), part, -stabiliser)
+    return pulled
+
+
+def _by_halves(flow: Flow, found: Halves, alpha: float, beta: float, stabiliser: float, bias: Tensor | None) -> Tensor:
+    """As :func:`_by_sign`, from one product with w and one with |w|.
+
+    With s+ = alpha R / (z + A) and s- = -beta R / (z - A), a positive input gets sum_j 2 (w+ s+ + w- s-) =
+    sum_j (w (s+ + s-) + |w| (s+ - s-)); for a negative one the parts of w change places. Likewise for the bias.
+    """
+    relevance = flow.relevance
+    if not found.is_precise:
+        flow.book(EPSILON, relevance)
+    if found.negative is None:
+        both = difference = relevance.div_(found.positive)
+    else:
+        s_positive = (relevance * alpha).div_(found.positive)
+        s_negative = relevance.mul_(-beta).div_(found.negative)
+        both, difference = s_positive + s_negative, s_positive.sub_(s_negative)
+    # (z + A) s+ holds twice the share of b+ and of the stabiliser, (z - A) s- that of b- and of minus the stabiliser.
+    for s, c in ((both, bias), (difference, None if bias is None else bias.abs())):
+        if c is not None:
+            flow.book_shares(s, {BIAS: c} if found.is_precise else {BIAS: c, EPSILON: -c})
+    pulled = flow.map.hand_down(both, flow.x).add_(flow.by_size(difference))
+    if found.is_precise:
+        flow.book_shares(difference, {EPSILON: 2 * stabiliser})
+    else:  # whatever does not arrive is booked, what rounding misplaces included
+        flow.book(EPSILON, -flow.x, pulled)
+    return pulled
 
 
 @dataclass(frozen=True)
@@ -223,35 +262,45 @@ class Gamma(Rule):
     use_bias: bool = True
 
     def propagate(self, flow: Flow) -> Tensor:
-        bias = flow.map.bias_for(flow.y) if self.use_bias else None
-        # The output's sign and the denominator come from the same z: with the bias in both, or in neither.
-        z = flow.y if self.use_bias else flow.total
-        if flow.is_non_negative and (bool(z.min() >= 0) or not bool((flow.g * (z < 0)).any())):
+        if not self.gamma:
+            return Epsilon(self.stabiliser, use_bias=self.use_bias).propagate(flow)
+        bias = flow.map.bias if self.use_bias else None
+        if flow.is_non_negative and flow.is_rectified and (self.use_bias or flow.map.bias is None):
             return self._on_one_side(flow, bias)
-        return self._on_both_sides(flow, z, bias)
+        return self._on_both_sides(flow, bias)
 
     def _on_one_side(self, flow: Flow, bias: Tensor | None) -> Tensor:
         """Inputs >= 0, and only positive outputs carry relevance, as between ReLUs: one product with w + gamma w+."""
-        layer = flow.map
-        weight = layer.derived(("gamma", self.gamma), lambda: layer.weight + self.gamma * layer.weight.clamp(min=0))
-        z = flow.once(f"gamma {self.gamma}", lambda: layer.apply(flow.x, weight))
+        layer, weight = flow.map, flow.map.with_gain(self.gamma)
         favoured = None if bias is None else bias + self.gamma * bias.clamp(min=0)
-        s = _share(flow, flow.relevance, z if favoured is None else z + favoured, self.stabiliser)
-        if favoured is not None:
-            flow.book(BIAS, s, favoured)
+        offset = _offset(flow, favoured, self.stabiliser)
+        # Inactive outputs may be anything, zero included; active ones are larger than the stabiliser.
+        z = flow.once("gamma", lambda: layer.apply(flow.x, weight, offset).clamp_(min=self.stabiliser))
+        s = flow.relevance.div_(z)
+        shares: dict[str, Tensor | float] = {EPSILON: self.stabiliser}
+        flow.book_shares(s, shares if favoured is None else shares | {BIAS: favoured})
         return layer.pull(s, weight, flow.x)
 
-    def _on_both_sides(self, flow: Flow, z: Tensor, bias: Tensor | None) -> Tensor:
-        layer, half = flow.map, self.gamma / 2
-        sign = _with_sign_of(z, 1.0)
-        spread = flow.spread if bias is None else flow.spread + bias.abs()
-        s = _share(flow, flow.relevance, (1 + half) * z + half * sign * spread, self.stabiliser)
-        if bias is not None:
-            flow.book(BIAS, s, (1 + half) * bias)
-            flow.book(BIAS, s * sign, half * bias.abs())
-        by_weight = layer.pull((1 + half) * s, layer.weight, flow.x)
-        by_size = layer.pull(half * sign * s, layer.transformed("absolute"), flow.x)
-        return by_weight + (by_size if flow.is_non_negative else flow.x.sign() * by_size)
+    def _on_both_sides(self, flow: Flow, bias: Tensor | None) -> Tensor:
+        # The output's sign and the denominator come from the same z: with the bias in both, or in neither.
+        z = flow.y if self.use_bias else flow.total
+        half = self.gamma / 2
+        size = None if bias is None else bias.abs()
+        relative = flow.relevance.div_(flow.once("gamma", lambda: self._denominator(flow, z, size)))
+        s = relative if flow.is_rectified else relative * z.sign()
+        shares: dict[str, Tensor | float] = {EPSILON: self.stabiliser}
+        if bias is not None and size is not None:
+            flow.book_shares(s, {BIAS: (1 + half) * bias})
+            shares = shares | {BIAS: half * size}
+        flow.book_shares(relative, shares)
+        return flow.map.hand_down(s, flow.x).mul_(1 + half).add_(flow.by_size(relative), alpha=half)
+
+    def _denominator(self, flow: Flow, z: Tensor, size: Tensor | None) -> Tensor:
+        """Return |z_j + gamma z_j±|, stabilised: (1 + gamma/2) |z_j| + (gamma/2) A_j, where nothing cancels."""
+        half = self.gamma / 2
+        x = flow.x if flow.is_non_negative else flow.x.abs()
+        spread = flow.map.apply(x, flow.map.transformed("absolute"), _offset(flow, size, self.stabiliser / half))
+        return spread.mul_(half).add_(z if flow.is_rectified else z.abs(), alpha=1 + half)
 
 
 @dataclass(frozen=True)
@@ -288,9 +337,11 @@ class WSquare(Rule):
 
 def _spread_by_weight(flow: Flow, transform: str, stabiliser: float) -> Tensor:
     layer, weight = flow.map, flow.map.transformed(transform)
-    total = flow.once(transform, lambda: layer.apply((flow.x != 0).to(flow.y.dtype), weight))
-    s = _share(flow, flow.relevance, total, stabiliser)
-    return _per_unit(layer.pull(s, weight, flow.x), flow.x)
+    offset = _offset(flow, None, stabiliser)
+    total = flow.once(transform, lambda: layer.apply((flow.x != 0).to(flow.x.dtype), weight, offset))
+    s = _shared_out(flow, flow.relevance, total, stabiliser)
+    flow.book_shares(s, {EPSILON: stabiliser})
+    return per_unit(layer.pull(s, weight, flow.x), flow.x)
 
 
 @dataclass(frozen=True)
@@ -315,7 +366,8 @@ class ZBox(Rule):
         layer, x = flow.map, flow.x
         (low, high), positive, negative = flow.bounds, layer.transformed("positive"), layer.transformed("negative")
         beyond = flow.once("box", lambda: layer.apply(low, positive) + layer.apply(high, negative))
-        s = _share(flow, flow.relevance, flow.total - beyond, self.stabiliser)
-        received = x * layer.pull(s, layer.weight, x)
+        s = _shared_out(flow, flow.relevance, flow.total - beyond + self.stabiliser, self.stabiliser)
+        flow.book_shares(s, {EPSILON: self.stabiliser})
+        received = x * layer.hand_down(s, x)
         received = received - low * layer.pull(s, positive, x) - high * layer.pull(s, negative, x)
-        return _per_unit(received, x)
+        return per_unit(received, x)

@@ -85,6 +85,15 @@ class Run:
         tag = tag_of(tensor, self)
         return tag is not None and tag.is_gate
 
+    def is_non_negative(self, tensor: Tensor) -> bool:
+        """Whether the tensor is known to hold no negative value, by the operations that it came out of."""
+        tag = tag_of(tensor, self)
+        return tag is not None and tag.non_negative == tensor._version
+
+    def note_non_negative(self, tensor: Tensor) -> None:
+        """Note that the tensor holds no negative value, until it is written into."""
+        tagged(tensor, self).non_negative = tensor._version
+
     def keep(self, tensor: Tensor) -> Tensor:
         """Return the tensor for use on the way back, safe from operations in place."""
         tagged(tensor, self).kept = "any"

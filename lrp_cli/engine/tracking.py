@@ -31,6 +31,7 @@ class Tag:
         kept: None, "output" (kept only as the output of the layer that made it) or "any" (kept for the way back).
         now: the tensor that took its place when an operation changed it in place.
         is_stale: whether it was changed in place through a view of it, which only that view knows.
+        non_negative: the version of the tensor's values that is known to hold no negative one, or None.
     """
 
     __slots__ = (
@@ -42,6 +43,7 @@ class Tag:
         "kept",
         "layer_call",
         "layer_input",
+        "non_negative",
         "now",
         "run",
         "uses",
@@ -59,6 +61,7 @@ class Tag:
         self.kept: str | None = None
         self.now: Tensor | None = None
         self.is_stale = False
+        self.non_negative: int | None = None
 
 
 def tag_of(tensor: Tensor, run: "Run") -> Tag | None:

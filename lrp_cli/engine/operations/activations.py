@@ -7,23 +7,69 @@ import torch
 from torch import Tensor
 
 from lrp_cli.engine.books import EPSILON
+from lrp_cli.engine.layers import ActivatedNode, Activation
+from lrp_cli.engine.naming import arguments, operation_name
 from lrp_cli.engine.run import Run
-from lrp_cli.engine.tracking import tagged
+from lrp_cli.engine.tracking import tag_of, tagged
 
 STABILISER = 1e-6
+
+THROUGH_ZERO = frozenset({"relu6", "silu", "gelu", "hardswish", "elu", "selu", "celu", "mish", "softsign"})
+"""Activations with f(0) = 0 whatever their parameters, which the layer in front of them can take along."""
+
+RELU = Activation(torch.relu, rectifies=True, is_relu=True)
+
+
+def rectify(run: Run, function: Any, args: Any, kwargs: Any) -> Any:
+    """``relu``: one with the layer that feeds it, else plain autograd."""
+    x = args[0] if args else kwargs["input"]
+    y = _behind_layer(run, x, RELU)
+    return function(*args, **kwargs) if y is None else y
+
+
+def rectify_in_place(run: Run, x: Tensor) -> Tensor | None:
+    """``relu_`` on what nothing else reads, one with the layer that feeds it; None where there is none."""
+    return _behind_layer(run, x, RELU, in_place=True)
 
 
 def identity_rule(run: Run, function: Any, args: Any, kwargs: Any) -> Any:
     """``y = f(x)`` elementwise with ``R_x = R_y``, that is ``g_x = g_y y / x``, with its limit where x is zero."""
     x, rest = args[0], args[1:]
     kwargs = {name: value for name, value in kwargs.items() if name != "inplace"}
-    y: Tensor = IdentityRule.apply(x, run, lambda x: function(x, *rest, **kwargs))
+
+    def activate(x: Tensor) -> Tensor:
+        activated: Tensor = function(x, *rest, **kwargs)
+        return activated
+
+    through_zero, rectifies = _at_zero(operation_name(function), args, kwargs)
+    y = _behind_layer(run, x, Activation(activate, rectifies)) if through_zero else None
+    return IdentityRule.apply(x, run, activate) if y is None else y
+
+
+def _at_zero(name: str, args: Any, kwargs: Any) -> tuple[bool, bool]:
+    """Return whether an activation is zero at zero, and whether it is so below."""
+    if name == "hardtanh":
+        a = arguments(("input", "min_val", "max_val"), args, kwargs)
+        low, high = a.get("min_val", -1.0), a.get("max_val", 1.0)
+        return low <= 0 <= high, low == 0
+    return name in THROUGH_ZERO, name == "relu6"
+
+
+def _behind_layer(run: Run, x: Tensor, activation: Activation, *, in_place: bool = False) -> Tensor | None:
+    """Execute an activation as one with the layer that x is the output of; None where there is no such layer."""
+    tag = tag_of(x, run)
+    call = None if tag is None else tag.layer_call
+    if tag is None or call is None or tag.layer_input is None or not call.use or run.trace is not None:
+        return None
+    y: Tensor = ActivatedNode.apply(tag.layer_input, x, call, activation, lambda: tag.uses <= 1, in_place)
+    tagged(y, run).kept = "any"
     return y
 
 
 def gate(run: Run, function: Any, args: Any, kwargs: Any) -> Any:
     """An activation that may weigh another one; as an activation of its own it follows the identity rule."""
-    y = identity_rule(run, function, args, kwargs)
+    x, rest = args[0], args[1:]
+    y: Tensor = IdentityRule.apply(x, run, lambda x: function(x, *rest, **kwargs))
     tagged(y, run).is_gate = True
     return y
 

@@ -154,14 +154,11 @@ def batch_norm(run: Run, function: Any, args: Any, kwargs: Any) -> Any:
         return LayerCall(run, layer_alone, lambda: Scaling(*statistics(), run.cache), fed_by.output())
 
     version = (*(_version(tensor) for tensor in (mean, variance, a.get("weight"), a.get("bias"))), eps)
-    merged = LayerCall(
-        run, fed_by.layer, lambda: _merge(fed_by.map, statistics, version), fed_by.x, fed_by.bounds, fed_by
-    )
-    fed_by.drop_output()
+    merged = fed_by.followed_by(lambda: _merge(fed_by.map, statistics, version), lambda: tag.uses <= 1)
     if run.trace is not None:
         run.trace.add_layer(layer_alone)
         run.trace.merge(fed_by.account.operation)
-    y: Tensor = MergedNode.apply(tag.layer_input, t, merged, alone, lambda: tag.uses > 1, compute)
+    y: Tensor = MergedNode.apply(tag.layer_input, t, merged, alone, compute)
     _note_layer(run, y, merged, tag.layer_input)
     return y
 
@@ -181,8 +178,9 @@ def _same_channels(linear_map: LinearMap, t: Tensor) -> bool:
 def _merge(linear_map: LinearMap, statistics: Callable[[], tuple[Tensor, Tensor]], version: Hashable) -> LinearMap:
     """Return the linear map followed by the batch norm ``y = t * scale + offset`` as one linear map."""
 
-    def merged_weight() -> Tensor:
-        return linear_map.scaled(statistics()[0])
+    def merged_scale() -> Tensor:
+        scale = statistics()[0]
+        return scale if linear_map.scale is None else linear_map.scale * scale
 
     def merged_bias() -> Tensor:
         scale, offset = statistics()
@@ -190,7 +188,7 @@ def _merge(linear_map: LinearMap, statistics: Callable[[], tuple[Tensor, Tensor]
 
     return replace(
         linear_map,
-        weight=linear_map.derived((version, "weight"), merged_weight),
+        scale=linear_map.derived((version, "scale"), merged_scale),
         bias=linear_map.derived((version, "bias"), merged_bias),
         origin=(linear_map.origin, version),
     )

@@ -30,6 +30,7 @@ HANDLERS: dict[str, Handler] = {
     **{f"conv_transpose{d}d": partial(linear.convolution, dimensions=d, transposed=True) for d in (1, 2, 3)},
     **dict.fromkeys(ACTIVATIONS, activations.identity_rule),
     **dict.fromkeys(["sigmoid", "hardsigmoid", "tanh"], activations.gate),
+    "relu": activations.rectify,
     "softmax": products.softmax,
     **dict.fromkeys(["mul", "bmm", "mm", "einsum"], products.bilinear),
     **dict.fromkeys(["matmul", "rmatmul"], products.matmul),
@@ -105,6 +106,17 @@ KEEPS_GATES = _names(
     """
 )
 """Operations after which a gate is still a gate."""
+
+NON_NEGATIVE = _names("relu relu6 sigmoid hardsigmoid softmax abs square")
+"""Operations with no negative value in their result."""
+
+KEEPS_SIGNS = (
+    (_SHAPES - _names("unfold fold as_strided gather take_along_dim type"))
+    | (_MAXIMA - _names("amax amin"))
+    | _names("dropout dropout1d dropout2d dropout3d feature_dropout sum mean add mul cat stack")
+    | _names("avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d")
+)
+"""Operations with no negative value in their result if there is none in any operand."""
 
 CONVENTIONS = {
     **dict.fromkeys(ACTIVATIONS, "identity"),
