@@ -38,6 +38,7 @@ class Flow:
         is_non_negative: whether x is known to have no negative value, as behind a ReLU.
         is_activated: whether there is an activation.
         is_rectified: whether relevance arrives at positive outputs only, as in front of a ReLU.
+        is_last: whether no further target follows, so that what is in the memo may be overwritten.
     """
 
     map: LinearMap
@@ -52,6 +53,7 @@ class Flow:
     is_non_negative: bool = False
     is_activated: bool = False
     is_rectified: bool = False
+    is_last: bool = False
 
     @property
     def y(self) -> Tensor:
@@ -62,6 +64,10 @@ class Flow:
     def relevance(self) -> Tensor:
         """R_j, shape of y; a new tensor each time, which may be overwritten."""
         return self.out * self.g
+
+    def relevance_over(self, z: Tensor, *, is_scratch: bool) -> Tensor:
+        """Return R_j / z_j, shape of y; made in the place of z where that is scratch, which spares fresh memory."""
+        return (torch.div(self.out, z, out=z) if is_scratch else self.out / z).mul_(self.g)
 
     def book(self, kind: str, relevance: Tensor, factor: Tensor | None = None) -> None:
         """Book relevance (any shape, batch first), times a factor that broadcasts, under a kind of absorption."""

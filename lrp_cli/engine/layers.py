@@ -152,6 +152,7 @@ class LayerCall:
                 is_non_negative=self.is_non_negative,
                 is_activated=activation is not None,
                 is_rectified=is_rectified,
+                is_last=not self.run.keeps,
             )
         )
         if not self.run.keeps:

@@ -177,7 +177,7 @@ class Convolution(LinearMap):
     def pull(self, s: Tensor, weight: Tensor, x: Tensor) -> Tensor:
         pulled: Tensor = torch.ops.aten.convolution_backward(
             s,
-            s.new_empty(1).expand(x.shape),  # only the shape is read: no gradient of the weight is asked for
+            x,  # only its shape is read: no gradient of the weight is asked for
             weight,
             None,
             self.stride,

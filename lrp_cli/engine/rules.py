@@ -53,24 +53,23 @@ def _with_sign_of(z: Tensor, size: Tensor | float) -> Tensor:
     return torch.copysign(torch.as_tensor(size, dtype=z.dtype, device=z.device), z)
 
 
-def _shared_out(flow: Flow, relevance: Tensor, z: Tensor, stabiliser: float, *, is_sure: bool = False) -> Tensor:
-    """Return ``relevance / z``, shape of y; where z holds nothing but its stabiliser, zero, and it is all absorbed.
+def _shared_out(flow: Flow, z: Tensor, stabiliser: float, *, factor: float = 1.0, is_sure: bool = False) -> Tensor:
+    """Return ``factor R / z``, shape of y; where z holds nothing but its stabiliser, zero, and it is all absorbed.
 
     Args:
         flow: the layer call.
-        relevance: overwritten.
-        z: the sum of contributions of one sign, stabiliser included.
+        z: the sum of contributions of one sign, stabiliser included; from the memo.
         stabiliser: what was added to z; its sign is the sign of the contributions.
-        is_sure: whether z is known to hold more wherever relevance arrives.
+        factor: which part of the relevance is distributed.
+        is_sure: whether z is known to hold more than the stabiliser wherever relevance arrives.
     """
-    if is_sure:
-        return relevance.div_(z)
-    idle = z <= stabiliser if stabiliser >= 0 else z >= stabiliser
-    if bool(idle.any()):
+    idle = None if is_sure else z <= stabiliser if stabiliser >= 0 else z >= stabiliser
+    if idle is not None and bool(idle.any()):
+        relevance = flow.relevance.mul_(factor)
         flow.book(EPSILON, torch.where(idle, relevance, 0.0))
-        relevance.masked_fill_(idle, 0.0)
-        return relevance.div_(z.masked_fill(idle, 1.0))
-    return relevance.div_(z)
+        return relevance.masked_fill_(idle, 0.0).div_(z.masked_fill(idle, 1.0))
+    s = flow.relevance_over(z, is_scratch=flow.is_last)
+    return s if factor == 1 else s.mul_(factor)
 
 
 def per_unit(relevance: Tensor, x: Tensor) -> Tensor:
@@ -126,12 +125,12 @@ class Epsilon(Rule):
     def propagate(self, flow: Flow) -> Tensor:
         bias = flow.map.bias if self.use_bias else None
         if flow.is_rectified and self.use_bias and not self.relative:
-            s = flow.relevance.div_(flow.y + self.epsilon)
+            s = flow.relevance_over(flow.y + self.epsilon, is_scratch=True)
             flow.book_shares(s, {EPSILON: self.epsilon} if bias is None else {EPSILON: self.epsilon, BIAS: bias})
             return flow.map.hand_down(s, flow.x)
         z = flow.y if self.use_bias else flow.total
         epsilon = _with_sign_of(z, self._scale(z))
-        s = flow.relevance.div_(z + epsilon)
+        s = flow.relevance_over(z + epsilon, is_scratch=True)
         flow.book(EPSILON, s, epsilon)
         if bias is not None:
             flow.book_shares(s, {BIAS: bias})
@@ -200,8 +199,7 @@ def _by_sign(flow: Flow, alpha: float, beta: float, stabiliser: float, use_bias:
 
     def hand_down(factor: float, contributions: Contributions, part: Tensor | None, stabiliser: float) -> Tensor:
         is_sure = flow.is_rectified and stabiliser > 0 and (use_bias or flow.map.bias is None)  # z > 0, so z+ > 0
-        relevance = flow.relevance if factor == 1 else flow.relevance.mul_(factor)
-        s = _shared_out(flow, relevance, contributions.sum(), stabiliser, is_sure=is_sure)
+        s = _shared_out(flow, contributions.sum(), stabiliser, factor=factor, is_sure=is_sure)
         flow.book_shares(s, {EPSILON: stabiliser} if part is None else {EPSILON: stabiliser, BIAS: part})
         return contributions.pull(s)
 
@@ -219,14 +217,14 @@ def _by_halves(flow: Flow, found: Halves, alpha: float, beta: float, stabiliser:
     With s+ = alpha R / (z + A) and s- = -beta R / (z - A), a positive input gets sum_j 2 (w+ s+ + w- s-) =
     sum_j (w (s+ + s-) + |w| (s+ - s-)); for a negative one the parts of w change places. Likewise for the bias.
     """
-    relevance = flow.relevance
     if not found.is_precise:
-        flow.book(EPSILON, relevance)
+        flow.book(EPSILON, flow.out, flow.g)
+    s_positive = flow.relevance_over(found.positive, is_scratch=flow.is_last)
     if found.negative is None:
-        both = difference = relevance.div_(found.positive)
+        both = difference = s_positive
     else:
-        s_positive = (relevance * alpha).div_(found.positive)
-        s_negative = relevance.mul_(-beta).div_(found.negative)
+        s_positive.mul_(alpha)
+        s_negative = flow.relevance_over(found.negative, is_scratch=flow.is_last).mul_(-beta)
         both, difference = s_positive + s_negative, s_positive.sub_(s_negative)
     # (z + A) s+ holds twice the share of b+ and of the stabiliser, (z - A) s- that of b- and of minus the stabiliser.
     for s, c in ((both, bias), (difference, None if bias is None else bias.abs())):
@@ -276,7 +274,7 @@ class Gamma(Rule):
         offset = _offset(flow, favoured, self.stabiliser)
         # Inactive outputs may be anything, zero included; active ones are larger than the stabiliser.
         z = flow.once("gamma", lambda: layer.apply(flow.x, weight, offset).clamp_(min=self.stabiliser))
-        s = flow.relevance.div_(z)
+        s = flow.relevance_over(z, is_scratch=flow.is_last)
         shares: dict[str, Tensor | float] = {EPSILON: self.stabiliser}
         flow.book_shares(s, shares if favoured is None else shares | {BIAS: favoured})
         return layer.pull(s, weight, flow.x)
@@ -286,7 +284,8 @@ class Gamma(Rule):
         z = flow.y if self.use_bias else flow.total
         half = self.gamma / 2
         size = None if bias is None else bias.abs()
-        relative = flow.relevance.div_(flow.once("gamma", lambda: self._denominator(flow, z, size)))
+        size_of_z = flow.once("gamma", lambda: self._denominator(flow, z, size))
+        relative = flow.relevance_over(size_of_z, is_scratch=flow.is_last)
         s = relative if flow.is_rectified else relative * z.sign()
         shares: dict[str, Tensor | float] = {EPSILON: self.stabiliser}
         if bias is not None and size is not None:
@@ -339,7 +338,7 @@ def _spread_by_weight(flow: Flow, transform: str, stabiliser: float) -> Tensor:
     layer, weight = flow.map, flow.map.transformed(transform)
     offset = _offset(flow, None, stabiliser)
     total = flow.once(transform, lambda: layer.apply((flow.x != 0).to(flow.x.dtype), weight, offset))
-    s = _shared_out(flow, flow.relevance, total, stabiliser)
+    s = _shared_out(flow, total, stabiliser)
     flow.book_shares(s, {EPSILON: stabiliser})
     return per_unit(layer.pull(s, weight, flow.x), flow.x)
 
@@ -365,8 +364,11 @@ class ZBox(Rule):
             )
         layer, x = flow.map, flow.x
         (low, high), positive, negative = flow.bounds, layer.transformed("positive"), layer.transformed("negative")
-        beyond = flow.once("box", lambda: layer.apply(low, positive) + layer.apply(high, negative))
-        s = _shared_out(flow, flow.relevance, flow.total - beyond + self.stabiliser, self.stabiliser)
+
+        def above_the_least() -> Tensor:
+            return flow.total - layer.apply(low, positive) - layer.apply(high, negative) + self.stabiliser
+
+        s = _shared_out(flow, flow.once("box", above_the_least), self.stabiliser)
         flow.book_shares(s, {EPSILON: self.stabiliser})
         received = x * layer.hand_down(s, x)
         received = received - low * layer.pull(s, positive, x) - high * layer.pull(s, negative, x)
