@@ -16,7 +16,17 @@ from lrp_cli.engine.naming import operation_name, writes_in_place
 from lrp_cli.engine.operations.registry import HANDLERS, HOMOGENEOUS, KEEPS_GATES, LIKE_ANOTHER, REORDERING
 from lrp_cli.engine.operations.unknown import unknown
 from lrp_cli.engine.run import Run
-from lrp_cli.engine.tracking import current, detached, forget, supersede, tag_of, tagged, tensors_in, with_tensors
+from lrp_cli.engine.tracking import (
+    current,
+    detached,
+    forget,
+    note_overwritten,
+    supersede,
+    tag_of,
+    tagged,
+    tensors_in,
+    with_tensors,
+)
 from lrp_cli.errors import EngineError
 
 _OUT_OF_PLACE = {"relu": F.relu, "add": torch.add, "sub": torch.sub, "mul": torch.mul, "div": torch.div}
@@ -149,8 +159,7 @@ class Interception(TorchFunctionMode):
         function = _OUT_OF_PLACE.get(name) or _out_of_place(func)
         carriers = [tensor for tensor in tensors_in((args, kwargs)) if run.carries(tensor)]
         result = self._execute(name, function, args, kwargs, carriers)
-        supersede(target, result, run)
-        return result
+        return supersede(target, result, run)
 
     def _overwrite(self, name: str, func: Any, args: Any, kwargs: Any, kept: bool) -> Any:
         """Execute ``target[index] = value`` and the like."""
@@ -164,8 +173,9 @@ class Interception(TorchFunctionMode):
             return func(target, *rest, **kwargs)
         copy = (target if run.carries(target) else run.constant(target, target)).clone()
         func(copy, *rest, **kwargs)
-        supersede(target, copy, run)
-        return copy
+        value = rest[-1] if rest and isinstance(rest[-1], Tensor) else copy
+        note_overwritten(target, copy, value, run, lambda end, written: func(end, *rest[:-1], written))
+        return supersede(target, copy, run)
 
     def _with_constant(self, target: Tensor, index: Any, value: Any) -> Tensor:
         """Return ``target`` with a constant, which is booked, in the places of an index of any kind."""
