@@ -12,10 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from lrp_cli.engine.checkpoints import Checkpoints
 from lrp_cli.engine.naming import operation_name, writes_in_place
 from lrp_cli.engine.operations.registry import HANDLERS, HOMOGENEOUS, KEEPS_GATES, LIKE_ANOTHER, REORDERING
 from lrp_cli.engine.operations.unknown import unknown
 from lrp_cli.engine.run import Run
+from lrp_cli.engine.sight import Sight
 from lrp_cli.engine.tracking import (
     current,
     detached,
@@ -38,13 +40,35 @@ class Interception(TorchFunctionMode):
     def __init__(self, run: Run) -> None:
         super().__init__()
         self.run = run
+        self._checkpoints = Checkpoints()
+        self.sight = Sight(run, self._checkpoints)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Execute a torch function by its handler, if relevance passes through it."""
+        without_hooks = self._checkpoints.kept_out()
+        if without_hooks is None:
+            return self._look_and_intercept(func, args, kwargs)
+        with without_hooks:
+            return self._look_and_intercept(func, args, kwargs)
+
+    def _look_and_intercept(self, func: Any, args: Any, kwargs: Any) -> Any:
+        self.sight.look()
         name = operation_name(func)
         if name.startswith(("get ", "set ")):
-            return _property(self.run, name, func, args, kwargs or {})
-        args, kwargs = with_tensors((args, kwargs or {}), self._resolve)
+            result = self._property(name, func, args, kwargs or {})
+        else:
+            result = self._intercept(name, func, args, kwargs or {})
+        self.sight.made(result)
+        return result
+
+    def resolve(self, tensor: Tensor) -> Tensor:
+        """Return what took the place of a tensor that was changed in place or made out of sight, or the tensor."""
+        now = current(tensor, self.run)
+        seen = self.sight.in_sight(now)
+        return now if seen is now else current(seen, self.run)
+
+    def _intercept(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
+        args, kwargs = with_tensors((args, kwargs), self._resolve)
         carriers = [tensor for tensor in tensors_in((args, kwargs)) if self.run.carries(tensor)]
         if not carriers:
             return func(*args, **kwargs)
@@ -53,10 +77,10 @@ class Interception(TorchFunctionMode):
                 f"'{name}' in {self.run.modules.name} ({self.run.modules.class_name}) writes into out=...; change the "
                 "model to use what it returns"
             )
-        if writes_in_place(func) or kwargs.get("inplace"):
-            result = self._write(name, func, args, kwargs)
-        else:
-            result = self._execute(name, func, args, kwargs, carriers)
+        writes = writes_in_place(func) or kwargs.get("inplace")
+        if not torch.is_grad_enabled():
+            return self._without_gradient(name, func, args, kwargs, writes)
+        result = self._write(name, func, args, kwargs) if writes else self._execute(name, func, args, kwargs, carriers)
         if any(self.run.carries(tensor) for tensor in tensors_in(result)):  # asking for a shape is no use
             for tensor in carriers[:1] if name in LIKE_ANOTHER else carriers:
                 tagged(tensor, self.run).uses += 1
@@ -66,7 +90,21 @@ class Interception(TorchFunctionMode):
         """Return what an argument stands for: a parameter's values, or what took the place of a changed tensor."""
         if tensor.requires_grad and (tensor.grad_fn is None or tensor.grad_fn._sequence_nr() < self.run.begin):
             return detached(tensor)  # a parameter, or what was made of parameters before the run
-        return current(tensor, self.run)
+        return self.resolve(tensor)
+
+    def _property(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
+        run, source = self.run, self.resolve(args[0])
+        result = func(source, *args[1:], **kwargs)
+        if not isinstance(result, Tensor) or not run.carries(result):
+            return result
+        if not run.carries(source):  # the transpose of a parameter
+            return result.detach()
+        tag = tag_of(source, run)
+        if name in REORDERING:
+            tagged(result, run).batch_dim = _place_of(tag.batch_dim if tag else 0, source.dim(), func)
+        if name in KEEPS_GATES and run.is_gate(source):
+            tagged(result, run).is_gate = True
+        return result
 
     def _execute(self, name: str, func: Any, args: Any, kwargs: Any, carriers: list[Tensor]) -> Any:
         if self.run.trace is None:
@@ -75,6 +113,16 @@ class Interception(TorchFunctionMode):
             args, kwargs = operation.watch_inputs(args, kwargs)
             carriers = [tensor for tensor in tensors_in((args, kwargs)) if self.run.carries(tensor)]
             return operation.watch_outputs(self._handle(name, func, args, kwargs, carriers))
+
+    def _without_gradient(self, name: str, func: Any, args: Any, kwargs: Any, writes: bool) -> Any:
+        """Execute an operation that autograd is told to overlook: no relevance passes through its result."""
+        if writes and args and self.run.carries(args[0]):
+            raise EngineError(
+                f"'{name}' in {self.run.modules.name} ({self.run.modules.class_name}) changes a tensor in place behind "
+                "autograd's back (under torch.no_grad(), or in an autograd.Function); change the model to compute this "
+                "step out of place"
+            )
+        return self._write(name, func, args, kwargs) if writes else func(*args, **kwargs)
 
     def _handle(self, name: str, func: Any, args: Any, kwargs: Any, carriers: list[Tensor]) -> Any:
         run = self.run
@@ -205,19 +253,3 @@ def _place_of(dimension: int, dimensions: int, reorder: Callable[[Tensor], Tenso
     """Return where a dimension goes, by doing the same to a tensor whose sizes tell its dimensions apart."""
     sizes = torch.empty([size + 2 for size in range(dimensions)], device="meta")
     return list(reorder(sizes).shape).index(dimension + 2)
-
-
-def _property(run: Run, name: str, func: Any, args: Any, kwargs: Any) -> Any:
-    tensor = args[0]
-    source = current(tensor, run)
-    result = func(source, *args[1:], **kwargs)
-    if not isinstance(result, Tensor) or not run.carries(result):
-        return result
-    if not run.carries(source):  # the transpose of a parameter
-        return result.detach()
-    tag = tag_of(source, run)
-    if name in REORDERING:
-        tagged(result, run).batch_dim = _place_of(tag.batch_dim if tag else 0, source.dim(), func)
-    if name in KEEPS_GATES and run.is_gate(source):
-        tagged(result, run).is_gate = True
-    return result

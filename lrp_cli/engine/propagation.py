@@ -7,12 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from lrp_cli.engine.books import Books
+from lrp_cli.engine.checkpoints import guarded
 from lrp_cli.engine.interception import Interception
 from lrp_cli.engine.layers import Assignment
 from lrp_cli.engine.operations.constants import nudged
 from lrp_cli.engine.run import Run
 from lrp_cli.engine.trace import Trace
-from lrp_cli.engine.tracking import current, tagged
+from lrp_cli.engine.tracking import tagged
 from lrp_cli.engine.weights import WeightCache
 from lrp_cli.errors import EngineError
 
@@ -62,7 +63,8 @@ class Propagation:
             trace: where every operation is recorded, with the relevance that passes it.
 
         Raises:
-            EngineError: the model is in training mode, or does not return a tensor (N, classes) that depends on x.
+            EngineError: the model is in training mode or scripted, hides what it computes in a checkpoint, or does not
+                return a tensor (N, classes) that depends on x.
         """
         _check_model(model)
         _check_input(model, x)
@@ -70,16 +72,20 @@ class Propagation:
             model, x.shape[0], assignment, attention=attention, on_unknown=on_unknown, cache=cache, trace=trace
         )
         self._x = nudged(x.detach()).requires_grad_()
-        with torch.enable_grad(), self._run.modules.watching():
+        interception = Interception(self._run)
+        self._sight = sight = interception.sight
+        with torch.enable_grad(), self._run.modules.watching(sight.notice), guarded():
             entering = self._x.clone()
             self._run.begin = entering.grad_fn._sequence_nr() if entering.grad_fn else 0
             tag = tagged(entering, self._run)
             tag.is_input = True
             if bounds is not None:
                 tag.bounds = bounds[0].to(x).expand(x.shape), bounds[1].to(x).expand(x.shape)
-            with Interception(self._run):
+            sight.made(entering)
+            with interception:
                 output = model(entering)
-        self._logits = _check_output(output, self._run)
+            self._logits = _check_output(output, interception)
+        sight.close()
         _check_forward(model, x, self._logits)
         self.logits = self._logits.detach()
 
@@ -98,9 +104,7 @@ class Propagation:
         self._run.keeps = keep
         if self._run.trace is not None:
             self._run.trace.clear()
-        gradient, _ = torch.autograd.grad(
-            self._logits, [self._x, self._run.anchor], seed.to(self._logits), retain_graph=keep, allow_unused=True
-        )
+        gradient = self._gradient(seed.to(self._logits), keep)
         if gradient is None:
             raise EngineError("no relevance reaches the input: the output does not depend on it by any path")
         relevance = self._x.detach() * gradient
@@ -109,10 +113,34 @@ class Propagation:
             self._run.trace.settle(books)
         return Propagated(relevance, books)
 
+    def _gradient(self, seed: Tensor, keep: bool) -> Tensor | None:
+        regions = self._sight.regions
+        for region in regions:
+            region.clear()
+        try:
+            gradient, _ = torch.autograd.grad(
+                self._logits, [self._x, self._run.anchor], seed, retain_graph=keep, allow_unused=True
+            )
+        except RuntimeError as error:
+            if not regions:
+                raise
+            names = " and ".join(f"{region.description} in {region.layer}" for region in regions)
+            raise EngineError(f"the gradient of {names} cannot be taken: {error}") from error
+        for region in regions:
+            region.settle()
+        return gradient
+
 
 def _check_model(model: Any) -> None:
     if not isinstance(model, nn.Module):
         raise EngineError(f"a torch.nn.Module is needed, not {type(model).__name__}")
+    scripted = [(name, module) for name, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
+    if scripted:
+        name, module = scripted[0]
+        raise EngineError(
+            f"{name or 'the model'} is a scripted or traced module ({module.original_name}), and what it computes is "
+            "out of sight; pass the original module"
+        )
     training = [name or type(model).__name__ for name, module in model.named_modules() if module.training]
     if training:
         raise EngineError(f"the model is in training mode ({training[0]}); call model.eval() first")
@@ -143,8 +171,9 @@ def _check_forward(model: nn.Module, x: Tensor, logits: Tensor) -> None:
     raise EngineError("the model's output is not finite: its activations overflow on this input")
 
 
-def _check_output(returned: Any, run: Run) -> Tensor:
-    output: Tensor = current(returned, run) if isinstance(returned, Tensor) else returned
+def _check_output(returned: Any, interception: Interception) -> Tensor:
+    run = interception.run
+    output = interception.resolve(returned) if isinstance(returned, Tensor) else returned
     if not isinstance(output, Tensor):
         raise EngineError(
             f"the model returns {type(output).__name__}, not a tensor (N, classes); wrap it in a module that picks one"

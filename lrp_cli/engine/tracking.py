@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -105,6 +106,13 @@ def current(tensor: Tensor, run: "Run") -> Tensor:
         return tensor if tag is None or tag.now is None else current(tag.now, run)
     whole = current(base, run)
     return tensor if whole is base else _view_like(tensor, base, whole, run)
+
+
+def is_outdated(tensor: Tensor, number: int, run: "Run") -> bool:
+    """Whether a node of autograd's graph, given its number, read a tensor whose place another one had taken before."""
+    tag = tag_of(tensor if tensor._base is None else tensor._base, run)
+    node = None if tag is None or tag.now is None else tag.now.grad_fn
+    return node is not None and node._sequence_nr() < number
 
 
 def supersede(tensor: Tensor, result: Tensor, run: "Run") -> Tensor:
@@ -228,20 +236,30 @@ class ModuleTracker:
         """Class name of the running module."""
         return type(self._running[-1]).__name__
 
-    def _enter(self, module: nn.Module, args: Any) -> None:
-        if id(module) in self._names:
-            self._running.append(module)
-
-    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        if id(module) in self._names:
-            self._running.pop()
-
     @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Follow the modules for as long as the context lasts."""
+    def watching(self, notice: Callable[[Any], None] = lambda value: None) -> Iterator[None]:
+        """Follow the modules that this thread runs for as long as the context lasts.
+
+        Args:
+            notice: called with what a module is given before it starts, and with what it returns before it ends.
+        """
+        thread = get_ident()
+
+        def enter(module: nn.Module, args: Any) -> None:
+            if id(module) in self._names and get_ident() == thread:
+                notice(args)
+                self._running.append(module)
+
+        def leave(module: nn.Module, args: Any, output: Any) -> None:
+            if id(module) in self._names and get_ident() == thread:
+                try:
+                    notice(output)
+                finally:
+                    self._running.pop()
+
         handles = [
-            global_hooks.register_module_forward_pre_hook(self._enter),
-            global_hooks.register_module_forward_hook(self._leave, always_call=True),
+            global_hooks.register_module_forward_pre_hook(enter),
+            global_hooks.register_module_forward_hook(leave, always_call=True),
         ]
         try:
             yield
