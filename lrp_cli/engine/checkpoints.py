@@ -4,7 +4,7 @@ A checkpoint puts hooks in place of what autograd saves, and on the way back run
 the engine saves is not what the plain model saves; so while operations are executed, no hooks of the model's apply.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from typing import Any
 
@@ -16,32 +16,31 @@ from lrp_cli.errors import EngineError
 
 REFUSAL = "the model uses torch.utils.checkpoint, which hides what it computes; switch gradient checkpointing off"
 
-_top_hooks: Callable[[bool], tuple[Any, Any] | None] | None = getattr(
-    torch._C._autograd, "_top_saved_tensors_default_hooks", None
-)
-"""The hooks that are in force. Torch before 2.8 does not tell."""
+_top_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+"""Returns the hooks that are in force, or None. Torch before 2.8 does not tell."""
+
+
+def hooks_in_force() -> Any:
+    """Return what autograd hands the tensors to that it saves, or None, as nearly always."""
+    hooks = None if _top_hooks is None else _top_hooks(False)
+    return None if hooks is None else hooks[0]
 
 
 class Checkpoints:
     """Keeps the hooks of a model's checkpoints from operations; those that were in force before are left alone."""
 
     def __init__(self) -> None:
-        self._before = self._hooks()
+        self._before = hooks_in_force()
 
-    def kept_out(self) -> AbstractContextManager[Any] | None:
-        """Return a context without hooks of the model's; None where there are none, as nearly always."""
-        return saved_tensors_hooks(_unchanged, _unchanged) if self.are_running else None
+    def kept_out(self) -> AbstractContextManager[Any]:
+        """Return a context in which no hooks of the model's apply."""
+        return saved_tensors_hooks(_unchanged, _unchanged) if self.are_running else nullcontext()
 
     @property
     def are_running(self) -> bool:
         """Whether hooks of the model's are in force, or have been kept out."""
-        hooks = self._hooks()
+        hooks = hooks_in_force()
         return hooks is not None and hooks is not self._before
-
-    @staticmethod
-    def _hooks() -> Any:
-        hooks = None if _top_hooks is None else _top_hooks(False)
-        return None if hooks is None else hooks[0]
 
 
 def _unchanged(tensor: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from lrp_cli.engine.checkpoints import Checkpoints
+from lrp_cli.engine.checkpoints import Checkpoints, hooks_in_force
 from lrp_cli.engine.naming import operation_name, writes_in_place
 from lrp_cli.engine.operations.registry import HANDLERS, HOMOGENEOUS, KEEPS_GATES, LIKE_ANOTHER, REORDERING
 from lrp_cli.engine.operations.unknown import unknown
@@ -45,19 +45,14 @@ class Interception(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Execute a torch function by its handler, if relevance passes through it."""
-        without_hooks = self._checkpoints.kept_out()
-        if without_hooks is None:
-            return self._look_and_intercept(func, args, kwargs)
-        with without_hooks:
-            return self._look_and_intercept(func, args, kwargs)
-
-    def _look_and_intercept(self, func: Any, args: Any, kwargs: Any) -> Any:
         self.sight.look()
         name = operation_name(func)
-        if name.startswith(("get ", "set ")):
-            result = self._property(name, func, args, kwargs or {})
+        intercept = self._property if name.startswith(("get ", "set ")) else self._intercept
+        if hooks_in_force() is None:
+            result = intercept(name, func, args, kwargs or {})
         else:
-            result = self._intercept(name, func, args, kwargs or {})
+            with self._checkpoints.kept_out():
+                result = intercept(name, func, args, kwargs or {})
         self.sight.made(result)
         return result
 

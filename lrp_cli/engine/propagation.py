@@ -134,16 +134,16 @@ class Propagation:
 def _check_model(model: Any) -> None:
     if not isinstance(model, nn.Module):
         raise EngineError(f"a torch.nn.Module is needed, not {type(model).__name__}")
-    scripted = [(name, module) for name, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)]
-    if scripted:
-        name, module = scripted[0]
-        raise EngineError(
-            f"{name or 'the model'} is a scripted or traced module ({module.original_name}), and what it computes is "
-            "out of sight; pass the original module"
-        )
-    training = [name or type(model).__name__ for name, module in model.named_modules() if module.training]
-    if training:
-        raise EngineError(f"the model is in training mode ({training[0]}); call model.eval() first")
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise EngineError(
+                f"{name or 'the model'} is a scripted or traced module ({module.original_name}), and what it computes "
+                "is out of sight; pass the original module"
+            )
+        if module.training:
+            raise EngineError(
+                f"the model is in training mode ({name or type(module).__name__}); call model.eval() first"
+            )
 
 
 def _check_input(model: nn.Module, x: Tensor) -> None:
