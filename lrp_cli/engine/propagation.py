@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lrp_cli.engine.books import Books
 from lrp_cli.engine.checkpoints import guarded
+from lrp_cli.engine.finiteness import Origin, first_origin, origin_of_output
 from lrp_cli.engine.interception import Interception
 from lrp_cli.engine.layers import Assignment
 from lrp_cli.engine.operations.constants import nudged
@@ -71,6 +72,7 @@ class Propagation:
         self._run = Run(
             model, x.shape[0], assignment, attention=attention, on_unknown=on_unknown, cache=cache, trace=trace
         )
+        self._model = model
         self._x = nudged(x.detach()).requires_grad_()
         interception = Interception(self._run)
         self._sight = sight = interception.sight
@@ -108,10 +110,22 @@ class Propagation:
         if gradient is None:
             raise EngineError("no relevance reaches the input: the output does not depend on it by any path")
         relevance = self._x.detach() * gradient
-        _check_finite(relevance, books)
+        self._check_finite(relevance, books)
         if self._run.trace is not None:
             self._run.trace.settle(books)
         return Propagated(relevance, books)
+
+    def _check_finite(self, relevance: Tensor, books: Books) -> None:
+        places = [f"layer {layer}" for layer, absorbed in books.absorbed().items() if not absorbed.isfinite().all()]
+        if not relevance.isfinite().all():
+            places.append("the input")
+        if places:
+            cause = self.first_not_finite() or "try a rule with a larger stabiliser there"
+            raise EngineError(f"relevance is not finite at {places[0]}; {cause}")
+
+    def first_not_finite(self) -> Origin | None:
+        """Return the first operation whose result is not finite, and not meant to be; the model is run again."""
+        return first_origin(self._model, self._x)
 
     def _gradient(self, seed: Tensor, keep: bool) -> Tensor | None:
         regions = self._sight.regions
@@ -165,10 +179,12 @@ def _check_forward(model: nn.Module, x: Tensor, logits: Tensor) -> None:
         return
     if not bool(x.isfinite().all()):
         raise EngineError("the input is not finite: it holds nan or inf")
-    broken = [name for name, tensor in model.state_dict().items() if not bool(tensor.isfinite().all())]
+    broken = [name for name, parameter in model.named_parameters() if not bool(parameter.isfinite().all())]
+    broken += [name for name, buffer in model.named_buffers() if bool(buffer.isnan().any())]  # inf may be a mask
     if broken:
         raise EngineError(f"the model's parameters are not finite: {broken[0]} holds nan or inf")
-    raise EngineError("the model's output is not finite: its activations overflow on this input")
+    origin = origin_of_output(model, x)
+    raise EngineError(str(origin) if origin else "the model's output is not finite: its activations overflow")
 
 
 def _check_output(returned: Any, interception: Interception) -> Tensor:
@@ -183,11 +199,3 @@ def _check_output(returned: Any, interception: Interception) -> Tensor:
     if not run.carries(output):
         raise EngineError("the model's output does not depend on its input, or was detached from it")
     return output
-
-
-def _check_finite(relevance: Tensor, books: Books) -> None:
-    for layer, absorbed in books.absorbed().items():
-        if not absorbed.isfinite().all():
-            raise EngineError(f"relevance is not finite at layer {layer}; try a rule with a larger stabiliser there")
-    if not relevance.isfinite().all():
-        raise EngineError("relevance is not finite at the input; try a rule with a larger stabiliser")
