@@ -16,7 +16,7 @@ from torch.utils.checkpoint import CheckpointFunction
 from lrp_cli.engine.checkpoints import REFUSAL, Checkpoints
 from lrp_cli.engine.regions import Region, Watched
 from lrp_cli.engine.run import Run
-from lrp_cli.engine.tracking import is_outdated, tag_of, tensors_in
+from lrp_cli.engine.tracking import is_outdated, tagged, tensors_in
 from lrp_cli.errors import EngineError
 
 _next_number = torch.autograd._get_sequence_nr  # type: ignore[attr-defined]
@@ -158,8 +158,9 @@ class Sight:
                     f"{region.description} in {region.layer} ({region.class_name}) reads a tensor that was changed in "
                     "place before; change the model to compute that step out of place"
                 )
-            tag = tag_of(tensor, run)
-            watched[place] = Watched(run.keep(tensor), tag.batch_dim if tag else 0, self._regions.get(edge[0]))
+            tag = tagged(tensor, run)
+            tag.uses += 1
+            watched[place] = Watched(run.keep(tensor), tag.batch_dim, self._regions.get(edge[0]))
         return watched
 
     def _tensor(self, edge: _Edge) -> Tensor | None:

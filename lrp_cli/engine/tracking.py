@@ -100,10 +100,12 @@ def current(tensor: Tensor, run: "Run") -> Tensor:
 
     A view of a tensor that was changed is the same view of what took that tensor's place.
     """
-    base = tensor._base
-    if base is None:
+    while tensor._base is None:
         tag = tag_of(tensor, run)
-        return tensor if tag is None or tag.now is None else current(tag.now, run)
+        if tag is None or tag.now is None:
+            return tensor
+        tensor = tag.now
+    base = tensor._base
     whole = current(base, run)
     return tensor if whole is base else _view_like(tensor, base, whole, run)
 

@@ -211,6 +211,7 @@ def test_functions_off_the_path_of_relevance_are_none_of_its_business() -> None:
 LINEAR: dict[str, tuple[Step, Step]] = {
     "Function": (lambda net, x: Doubled.apply(x), lambda net, x: x * 2),
     "Function, kept": (lambda net, x: doubled(x), lambda net, x: x * 2),
+    "of a layer with a norm": (lambda net, x: norm(x) + doubled(x), lambda net, x: norm(x) + x * 2),
     "one after another": (lambda net, x: doubled(doubled(x)), lambda net, x: x * 4),
     "used again by another": (lambda net, x: reused(doubled(x)), lambda net, x: x * 8),
     "two inputs, parameter": (
@@ -235,6 +236,10 @@ LINEAR: dict[str, tuple[Step, Step]] = {
         lambda net, x: x * 2,
     ),
 }
+
+
+def norm(x: Tensor) -> Tensor:
+    return F.batch_norm(x, torch.linspace(-1, 1, 4).to(x), torch.linspace(0.5, 2, 4).to(x))
 
 
 def reused(x: Tensor) -> Tensor:
