@@ -107,7 +107,13 @@ class Interception(TorchFunctionMode):
         with self.run.trace.operation(name, self.run) as operation:
             args, kwargs = operation.watch_inputs(args, kwargs)
             carriers = [tensor for tensor in tensors_in((args, kwargs)) if self.run.carries(tensor)]
-            return operation.watch_outputs(self._handle(name, func, args, kwargs, carriers))
+            result = self._handle(name, func, args, kwargs, carriers)
+            views = [tensor._base is not None for tensor in tensors_in(result)]
+            traced = operation.watch_outputs(result)
+            for tensor, is_view in zip(tensors_in(traced), views, strict=True):
+                if is_view and self.run.carries(tensor):
+                    tagged(tensor, self.run).is_traced_view = True
+            return traced
 
     def _without_gradient(self, name: str, func: Any, args: Any, kwargs: Any, writes: bool) -> Any:
         """Execute an operation that autograd is told to overlook: no relevance passes through its result."""
@@ -186,6 +192,12 @@ class Interception(TorchFunctionMode):
         tensor in every later operation. Only where nothing is kept is it done as written.
         """
         run, target = self.run, args[0] if args else kwargs["input"]
+        tag = tag_of(target, run)
+        if tag is not None and tag.is_traced_view:
+            raise EngineError(
+                f"'{name}' in {run.modules.name} ({run.modules.class_name}) changes a view of a tensor in place, which "
+                "cannot be recorded operation by operation; change the model to compute this step out of place"
+            )
         kwargs = {key: value for key, value in kwargs.items() if key != "inplace"}
         tag = tag_of(target, run)
         kept = tag.kept if tag else None

@@ -30,6 +30,7 @@ class Tag:
         batch_dim: which dimension is the batch.
         bounds: its smallest and largest possible values, shape of the tensor; None once a layer has been passed.
         is_input: whether no layer lies between the model's input and the tensor.
+        is_traced_view: whether it was a view before tracing made a tensor of its own of it.
         kept: None, "output" (kept only as the output of the layer that made it) or "any" (kept for the way back).
         now: the tensor that took its place when an operation changed it, or a view of it, in place.
     """
@@ -39,6 +40,7 @@ class Tag:
         "bounds",
         "is_gate",
         "is_input",
+        "is_traced_view",
         "kept",
         "layer_call",
         "layer_input",
@@ -56,6 +58,7 @@ class Tag:
         self.batch_dim = 0
         self.bounds: tuple[Tensor, Tensor] | None = None
         self.is_input = False
+        self.is_traced_view = False
         self.kept: str | None = None
         self.now: Tensor | None = None
 
