@@ -183,15 +183,18 @@ class ForwardPass:
             target=classes,
             books=propagated.books,
         )
-        _check_balance(explanation)
+        _check_balance(explanation, self._propagation)
         return explanation
 
 
-def _check_balance(explanation: Explanation) -> None:
+def _check_balance(explanation: Explanation, propagation: Propagation) -> None:
     booked = torch.stack([explanation.scores.double().abs(), *(a.abs() for a in explanation.absorbed.values())]).sum(0)
     tolerance = BALANCE.get(explanation.relevance.dtype, 1e-2)
     if bool((explanation.imbalance.abs() > tolerance * booked).any()):
         worst = (explanation.imbalance.abs() / booked).max().item()
+        origin = propagation.first_not_finite()
+        if origin is not None:
+            raise EngineError(f"the books do not balance, as {origin}")
         raise EngineError(
             f"the books do not balance: {worst:.1%} of the relevance is unaccounted for. Either the model computes "
             "something out of sight (an autograd.Function of its own, a scripted function), or this is a bug: please "

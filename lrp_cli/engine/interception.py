@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from lrp_cli.engine.checkpoints import Checkpoints, hooks_in_force
 from lrp_cli.engine.naming import arguments, operation_name, writes_in_place
 from lrp_cli.engine.operations.activations import rectify_in_place
 from lrp_cli.engine.operations.registry import (
@@ -25,7 +26,18 @@ from lrp_cli.engine.operations.registry import (
 )
 from lrp_cli.engine.operations.unknown import unknown
 from lrp_cli.engine.run import Run
-from lrp_cli.engine.tracking import current, detached, forget, supersede, tag_of, tagged, tensors_in, with_tensors
+from lrp_cli.engine.sight import Sight
+from lrp_cli.engine.tracking import (
+    current,
+    detached,
+    forget,
+    note_overwritten,
+    supersede,
+    tag_of,
+    tagged,
+    tensors_in,
+    with_tensors,
+)
 from lrp_cli.errors import EngineError
 
 _OUT_OF_PLACE = {"relu": F.relu, "add": torch.add, "sub": torch.sub, "mul": torch.mul, "div": torch.div}
@@ -37,13 +49,30 @@ class Interception(TorchFunctionMode):
     def __init__(self, run: Run) -> None:
         super().__init__()
         self.run = run
+        self._checkpoints = Checkpoints()
+        self.sight = Sight(run, self._checkpoints)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Execute a torch function by its handler, if relevance passes through it."""
+        self.sight.look()
         name = operation_name(func)
-        if name.startswith(("get ", "set ")):
-            return _property(self.run, name, func, args, kwargs or {})
-        args, kwargs = with_tensors((args, kwargs or {}), self._resolve)
+        intercept = self._property if name.startswith(("get ", "set ")) else self._intercept
+        if hooks_in_force() is None:
+            result = intercept(name, func, args, kwargs or {})
+        else:
+            with self._checkpoints.kept_out():
+                result = intercept(name, func, args, kwargs or {})
+        self.sight.made(result)
+        return result
+
+    def resolve(self, tensor: Tensor) -> Tensor:
+        """Return what took the place of a tensor that was changed in place or made out of sight, or the tensor."""
+        now = current(tensor, self.run)
+        seen = self.sight.in_sight(now)
+        return now if seen is now else current(seen, self.run)
+
+    def _intercept(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
+        args, kwargs = with_tensors((args, kwargs), self._resolve)
         carriers = [tensor for tensor in tensors_in((args, kwargs)) if self.run.carries(tensor)]
         if not carriers:
             return func(*args, **kwargs)
@@ -52,10 +81,10 @@ class Interception(TorchFunctionMode):
                 f"'{name}' in {self.run.modules.name} ({self.run.modules.class_name}) writes into out=...; change the "
                 "model to use what it returns"
             )
-        if writes_in_place(func) or kwargs.get("inplace"):
-            result = self._write(name, func, args, kwargs)
-        else:
-            result = self._execute(name, func, args, kwargs, carriers)
+        writes = writes_in_place(func) or kwargs.get("inplace")
+        if not torch.is_grad_enabled():
+            return self._without_gradient(name, func, args, kwargs, writes)
+        result = self._write(name, func, args, kwargs) if writes else self._execute(name, func, args, kwargs, carriers)
         if any(self.run.carries(tensor) for tensor in tensors_in(result)):  # asking for a shape is no use
             for tensor in carriers[:1] if name in LIKE_ANOTHER else carriers:
                 tagged(tensor, self.run).uses += 1
@@ -65,7 +94,21 @@ class Interception(TorchFunctionMode):
         """Return what an argument stands for: a parameter's values, or what took the place of a changed tensor."""
         if tensor.requires_grad and (tensor.grad_fn is None or tensor.grad_fn._sequence_nr() < self.run.begin):
             return detached(tensor)  # a parameter, or what was made of parameters before the run
-        return current(tensor, self.run)
+        return self.resolve(tensor)
+
+    def _property(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
+        run, source = self.run, self.resolve(args[0])
+        result = func(source, *args[1:], **kwargs)
+        if not isinstance(result, Tensor) or not run.carries(result):
+            return result
+        if not run.carries(source):  # the transpose of a parameter
+            return result.detach()
+        tag = tag_of(source, run)
+        if name in REORDERING:
+            tagged(result, run).batch_dim = _place_of(tag.batch_dim if tag else 0, source.dim(), func)
+        if name in KEEPS_GATES and run.is_gate(source):
+            tagged(result, run).is_gate = True
+        return result
 
     def _execute(self, name: str, func: Any, args: Any, kwargs: Any, carriers: list[Tensor]) -> Any:
         if self.run.trace is None:
@@ -73,7 +116,23 @@ class Interception(TorchFunctionMode):
         with self.run.trace.operation(name, self.run) as operation:
             args, kwargs = operation.watch_inputs(args, kwargs)
             carriers = [tensor for tensor in tensors_in((args, kwargs)) if self.run.carries(tensor)]
-            return operation.watch_outputs(self._handle(name, func, args, kwargs, carriers))
+            result = self._handle(name, func, args, kwargs, carriers)
+            views = [tensor._base is not None for tensor in tensors_in(result)]
+            traced = operation.watch_outputs(result)
+            for tensor, is_view in zip(tensors_in(traced), views, strict=True):
+                if is_view and self.run.carries(tensor):
+                    tagged(tensor, self.run).is_traced_view = True
+            return traced
+
+    def _without_gradient(self, name: str, func: Any, args: Any, kwargs: Any, writes: bool) -> Any:
+        """Execute an operation that autograd is told to overlook: no relevance passes through its result."""
+        if writes and args and self.run.carries(args[0]):
+            raise EngineError(
+                f"'{name}' in {self.run.modules.name} ({self.run.modules.class_name}) changes a tensor in place behind "
+                "autograd's back (under torch.no_grad(), or in an autograd.Function); change the model to compute this "
+                "step out of place"
+            )
+        return self._write(name, func, args, kwargs) if writes else func(*args, **kwargs)
 
     def _handle(self, name: str, func: Any, args: Any, kwargs: Any, carriers: list[Tensor]) -> Any:
         run = self.run
@@ -158,6 +217,12 @@ class Interception(TorchFunctionMode):
         tensor in every later operation. Only where nothing is kept is it done as written.
         """
         run, target = self.run, args[0] if args else kwargs["input"]
+        tag = tag_of(target, run)
+        if tag is not None and tag.is_traced_view:
+            raise EngineError(
+                f"'{name}' in {run.modules.name} ({run.modules.class_name}) changes a view of a tensor in place, which "
+                "cannot be recorded operation by operation; change the model to compute this step out of place"
+            )
         kwargs = {key: value for key, value in kwargs.items() if key != "inplace"}
         tag = tag_of(target, run)
         kept = tag.kept if tag else None
@@ -173,16 +238,15 @@ class Interception(TorchFunctionMode):
         function = _OUT_OF_PLACE.get(name) or _out_of_place(func)
         carriers = [tensor for tensor in tensors_in((args, kwargs)) if run.carries(tensor)]
         result = self._execute(name, function, args, kwargs, carriers)
-        supersede(target, result, run)
-        return result
+        return supersede(target, result, run)
 
     def _write_in_place(self, name: str, func: Any, args: Any, kwargs: Any, target: Tensor) -> Any:
         """Execute what changes nothing that is kept, apart from a layer's output that loses what no rule reads."""
         result = rectify_in_place(self.run, target) if name == "relu" and target._base is None else None
+        forget(target, self.run)
         if result is not None:
             supersede(target, result, self.run)
-        forget(target, self.run)
-        if result is None:
+        else:
             result = torch.relu_(target) if name == "relu" else func(*args, **kwargs)
         if name == "relu":
             self.run.note_non_negative(result)
@@ -200,8 +264,9 @@ class Interception(TorchFunctionMode):
             return func(target, *rest, **kwargs)
         copy = (target if run.carries(target) else run.constant(target, target)).clone()
         func(copy, *rest, **kwargs)
-        supersede(target, copy, run)
-        return copy
+        value = rest[-1] if rest and isinstance(rest[-1], Tensor) else copy
+        note_overwritten(target, copy, value, run, lambda end, written: func(end, *rest[:-1], written))
+        return supersede(target, copy, run)
 
     def _with_constant(self, target: Tensor, index: Any, value: Any) -> Tensor:
         """Return ``target`` with a constant, which is booked, in the places of an index of any kind."""
@@ -231,19 +296,3 @@ def _place_of(dimension: int, dimensions: int, reorder: Callable[[Tensor], Tenso
     """Return where a dimension goes, by doing the same to a tensor whose sizes tell its dimensions apart."""
     sizes = torch.empty([size + 2 for size in range(dimensions)], device="meta")
     return list(reorder(sizes).shape).index(dimension + 2)
-
-
-def _property(run: Run, name: str, func: Any, args: Any, kwargs: Any) -> Any:
-    tensor = args[0]
-    source = current(tensor, run)
-    result = func(source, *args[1:], **kwargs)
-    if not isinstance(result, Tensor) or not run.carries(result):
-        return result
-    if not run.carries(source):  # the transpose of a parameter
-        return result.detach()
-    tag = tag_of(source, run)
-    if name in REORDERING:
-        tagged(result, run).batch_dim = _place_of(tag.batch_dim if tag else 0, source.dim(), func)
-    if name in KEEPS_GATES and run.is_gate(source):
-        tagged(result, run).is_gate = True
-    return result

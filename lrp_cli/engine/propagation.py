@@ -7,12 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from lrp_cli.engine.books import Books
+from lrp_cli.engine.checkpoints import guarded
+from lrp_cli.engine.finiteness import Origin, first_origin, origin_of_output
 from lrp_cli.engine.interception import Interception
 from lrp_cli.engine.layers import Assignment
 from lrp_cli.engine.operations.constants import nudged
 from lrp_cli.engine.run import Run
 from lrp_cli.engine.trace import Trace
-from lrp_cli.engine.tracking import current, tagged
+from lrp_cli.engine.tracking import tagged
 from lrp_cli.engine.weights import WeightCache
 from lrp_cli.errors import EngineError
 
@@ -62,24 +64,30 @@ class Propagation:
             trace: where every operation is recorded, with the relevance that passes it.
 
         Raises:
-            EngineError: the model is in training mode, or does not return a tensor (N, classes) that depends on x.
+            EngineError: the model is in training mode or scripted, hides what it computes in a checkpoint, or does not
+                return a tensor (N, classes) that depends on x.
         """
         _check_model(model)
         _check_input(model, x)
         self._run = Run(
             model, x.shape[0], assignment, attention=attention, on_unknown=on_unknown, cache=cache, trace=trace
         )
+        self._model = model
         self._x = nudged(x.detach()).requires_grad_()
-        with torch.enable_grad(), self._run.modules.watching():
+        interception = Interception(self._run)
+        self._sight = sight = interception.sight
+        with torch.enable_grad(), self._run.modules.watching(sight.notice), guarded():
             entering = self._x.clone()
             self._run.begin = entering.grad_fn._sequence_nr() if entering.grad_fn else 0
             tag = tagged(entering, self._run)
             tag.is_input = True
             if bounds is not None:
                 tag.bounds = bounds[0].to(x).expand(x.shape), bounds[1].to(x).expand(x.shape)
-            with Interception(self._run):
+            sight.made(entering)
+            with interception:
                 output = model(entering)
-        self._logits = _check_output(output, self._run)
+            self._logits = _check_output(output, interception)
+        sight.close()
         _check_forward(model, x, self._logits)
         self.logits = self._logits.detach()
 
@@ -98,24 +106,58 @@ class Propagation:
         self._run.keeps = keep
         if self._run.trace is not None:
             self._run.trace.clear()
-        gradient, _ = torch.autograd.grad(
-            self._logits, [self._x, self._run.anchor], seed.to(self._logits), retain_graph=keep, allow_unused=True
-        )
+        gradient = self._gradient(seed.to(self._logits), keep)
         if gradient is None:
             raise EngineError("no relevance reaches the input: the output does not depend on it by any path")
         relevance = self._x.detach() * gradient
-        _check_finite(relevance, books)
+        self._check_finite(relevance, books)
         if self._run.trace is not None:
             self._run.trace.settle(books)
         return Propagated(relevance, books)
+
+    def _check_finite(self, relevance: Tensor, books: Books) -> None:
+        places = [f"layer {layer}" for layer, absorbed in books.absorbed().items() if not absorbed.isfinite().all()]
+        if not relevance.isfinite().all():
+            places.append("the input")
+        if places:
+            cause = self.first_not_finite() or "try a rule with a larger stabiliser there"
+            raise EngineError(f"relevance is not finite at {places[0]}; {cause}")
+
+    def first_not_finite(self) -> Origin | None:
+        """Return the first operation whose result is not finite, and not meant to be; the model is run again."""
+        return first_origin(self._model, self._x)
+
+    def _gradient(self, seed: Tensor, keep: bool) -> Tensor | None:
+        regions = self._sight.regions
+        for region in regions:
+            region.clear()
+        try:
+            gradient, _ = torch.autograd.grad(
+                self._logits, [self._x, self._run.anchor], seed, retain_graph=keep, allow_unused=True
+            )
+        except RuntimeError as error:
+            if not regions:
+                raise
+            names = " and ".join(f"{region.description} in {region.layer}" for region in regions)
+            raise EngineError(f"the gradient of {names} cannot be taken: {error}") from error
+        for region in regions:
+            region.settle()
+        return gradient
 
 
 def _check_model(model: Any) -> None:
     if not isinstance(model, nn.Module):
         raise EngineError(f"a torch.nn.Module is needed, not {type(model).__name__}")
-    training = [name or type(model).__name__ for name, module in model.named_modules() if module.training]
-    if training:
-        raise EngineError(f"the model is in training mode ({training[0]}); call model.eval() first")
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise EngineError(
+                f"{name or 'the model'} is a scripted or traced module ({module.original_name}), and what it computes "
+                "is out of sight; pass the original module"
+            )
+        if module.training:
+            raise EngineError(
+                f"the model is in training mode ({name or type(module).__name__}); call model.eval() first"
+            )
 
 
 def _check_input(model: nn.Module, x: Tensor) -> None:
@@ -137,14 +179,17 @@ def _check_forward(model: nn.Module, x: Tensor, logits: Tensor) -> None:
         return
     if not bool(x.isfinite().all()):
         raise EngineError("the input is not finite: it holds nan or inf")
-    broken = [name for name, tensor in model.state_dict().items() if not bool(tensor.isfinite().all())]
+    broken = [name for name, parameter in model.named_parameters() if not bool(parameter.isfinite().all())]
+    broken += [name for name, buffer in model.named_buffers() if bool(buffer.isnan().any())]  # inf may be a mask
     if broken:
         raise EngineError(f"the model's parameters are not finite: {broken[0]} holds nan or inf")
-    raise EngineError("the model's output is not finite: its activations overflow on this input")
+    origin = origin_of_output(model, x)
+    raise EngineError(str(origin) if origin else "the model's output is not finite: its activations overflow")
 
 
-def _check_output(returned: Any, run: Run) -> Tensor:
-    output: Tensor = current(returned, run) if isinstance(returned, Tensor) else returned
+def _check_output(returned: Any, interception: Interception) -> Tensor:
+    run = interception.run
+    output = interception.resolve(returned) if isinstance(returned, Tensor) else returned
     if not isinstance(output, Tensor):
         raise EngineError(
             f"the model returns {type(output).__name__}, not a tensor (N, classes); wrap it in a module that picks one"
@@ -154,11 +199,3 @@ def _check_output(returned: Any, run: Run) -> Tensor:
     if not run.carries(output):
         raise EngineError("the model's output does not depend on its input, or was detached from it")
     return output
-
-
-def _check_finite(relevance: Tensor, books: Books) -> None:
-    for layer, absorbed in books.absorbed().items():
-        if not absorbed.isfinite().all():
-            raise EngineError(f"relevance is not finite at layer {layer}; try a rule with a larger stabiliser there")
-    if not relevance.isfinite().all():
-        raise EngineError("relevance is not finite at the input; try a rule with a larger stabiliser")

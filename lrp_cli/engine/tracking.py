@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as global_hooks
 
@@ -28,9 +30,9 @@ class Tag:
         batch_dim: which dimension is the batch.
         bounds: its smallest and largest possible values, shape of the tensor; None once a layer has been passed.
         is_input: whether no layer lies between the model's input and the tensor.
+        is_traced_view: whether it was a view before tracing made a tensor of its own of it.
         kept: None, "output" (kept only as the output of the layer that made it) or "any" (kept for the way back).
-        now: the tensor that took its place when an operation changed it in place.
-        is_stale: whether it was changed in place through a view of it, which only that view knows.
+        now: the tensor that took its place when an operation changed it, or a view of it, in place.
         non_negative: the version of the tensor's values that is known to hold no negative one, or None.
     """
 
@@ -39,7 +41,7 @@ class Tag:
         "bounds",
         "is_gate",
         "is_input",
-        "is_stale",
+        "is_traced_view",
         "kept",
         "layer_call",
         "layer_input",
@@ -58,9 +60,9 @@ class Tag:
         self.batch_dim = 0
         self.bounds: tuple[Tensor, Tensor] | None = None
         self.is_input = False
+        self.is_traced_view = False
         self.kept: str | None = None
         self.now: Tensor | None = None
-        self.is_stale = False
         self.non_negative: int | None = None
 
 
@@ -102,30 +104,90 @@ def source_of(tensor: Tensor) -> Tensor | None:
 def current(tensor: Tensor, run: "Run") -> Tensor:
     """Return the tensor that took the place of one that was changed in place; others are returned as they are.
 
-    Raises:
-        EngineError: the tensor is a view of one that was changed in place, and so no longer holds what it should.
+    A view of a tensor that was changed is the same view of what took that tensor's place.
     """
-    tag = tag_of(tensor, run)
-    if tag is None or tag.now is None:
-        base = tag if tensor._base is None else tag_of(tensor._base, run)
-        if base is not None and (base.is_stale or base.now is not None):
-            raise EngineError(
-                f"a tensor is read in {run.modules.name} ({run.modules.class_name}) after it was changed in place "
-                "through another view of it; change the model to compute this step out of place"
-            )
-    while tag is not None and tag.now is not None:
-        tensor = tag.now
+    while tensor._base is None:
         tag = tag_of(tensor, run)
-    return tensor
+        if tag is None or tag.now is None:
+            return tensor
+        tensor = tag.now
+    base = tensor._base
+    whole = current(base, run)
+    return tensor if whole is base else _view_like(tensor, base, whole, run)
 
 
-def supersede(tensor: Tensor, result: Tensor, run: "Run") -> None:
-    """Let ``result`` stand for ``tensor`` in every later operation: what an operation in place would have done."""
+def is_outdated(tensor: Tensor, number: int, run: "Run") -> bool:
+    """Whether a node of autograd's graph, given its number, read a tensor whose place another one had taken before."""
+    tag = tag_of(tensor if tensor._base is None else tensor._base, run)
+    node = None if tag is None or tag.now is None else tag.now.grad_fn
+    return node is not None and node._sequence_nr() < number
+
+
+def supersede(tensor: Tensor, result: Tensor, run: "Run") -> Tensor:
+    """Let ``result`` stand for ``tensor`` in every later operation: what an operation in place would have done.
+
+    Where the tensor is a view, what it is a view of changes with it.
+
+    Returns:
+        What stands for the tensor from now on.
+
+    Raises:
+        EngineError: the tensor is a view of another kind than a part of what it is a view of.
+    """
     if result is tensor:  # dropout in eval mode returns what it was given
+        return tensor
+    base = tensor._base
+    if base is None:
+        tagged(tensor, run).now = result
+        return result
+    changed = (base if run.carries(base) else run.constant(base, base)).clone()
+    if result.shape != tensor.shape or tensor.dtype != base.dtype or changed.stride() != base.stride():
+        raise EngineError(
+            f"a view of a tensor is changed in place in {run.modules.name} ({run.modules.class_name}) in a way that "
+            "cannot be followed; change the model to compute this step out of place"
+        )
+    _part(changed, tensor, base).copy_(result)
+    note_overwritten(base, changed, result, run, lambda end, value: _part(end, tensor, base).copy_(value))
+    tagged(base, run).now = changed
+    new, tag = tag_of(result, run), tagged(tensor, run)
+    tag.is_gate, tag.batch_dim = (new.is_gate, new.batch_dim) if new is not None else (False, 0)
+    return _view_like(tensor, base, changed, run)
+
+
+def note_overwritten(
+    tensor: Tensor, changed: Tensor, value: Tensor, run: "Run", write: Callable[[Tensor, Tensor], Any]
+) -> None:
+    """Hand on the notes on a tensor to ``changed``, which is a copy of it into which ``write`` wrote ``value``."""
+    old, written, tag = tag_of(tensor, run), tag_of(value, run), tagged(changed, run)
+    if old is None:
         return
-    tagged(tensor, run).now = result
-    if tensor._base is not None:
-        tagged(tensor._base, run).is_stale = True
+    tag.batch_dim = old.batch_dim
+    if written is not None and old.is_input and written.is_input:
+        tag.is_input = True
+        if old.bounds is not None and written.bounds is not None:
+            low, high = (torch.empty_like(changed).copy_(end) for end in old.bounds)
+            write(low, written.bounds[0])
+            write(high, written.bounds[1])
+            tag.bounds = low, high
+
+
+def _view_like(view: Tensor, base: Tensor, whole: Tensor, run: "Run") -> Tensor:
+    """Return the part of ``whole`` that ``view`` is of ``base``, with what is known of it."""
+    part = _part(whole, view, base)
+    tag, old, of_whole = tagged(part, run), tag_of(view, run), tag_of(whole, run)
+    if old is not None:
+        tag.is_gate, tag.batch_dim = old.is_gate, old.batch_dim
+    if of_whole is not None and of_whole.is_input:
+        tag.is_input = True
+        if of_whole.bounds is not None:
+            tag.bounds = _part(of_whole.bounds[0], view, base), _part(of_whole.bounds[1], view, base)
+    return part
+
+
+def _part(whole: Tensor, view: Tensor, base: Tensor) -> Tensor:
+    """Return the part of ``whole``, laid out in memory as ``base`` is, that ``view`` is of ``base``."""
+    offset = view.storage_offset() - base.storage_offset() + whole.storage_offset()
+    return whole.as_strided(view.size(), view.stride(), offset)
 
 
 def forget(tensor: Tensor, run: "Run") -> None:
@@ -182,20 +244,30 @@ class ModuleTracker:
         """Class name of the running module."""
         return type(self._running[-1]).__name__
 
-    def _enter(self, module: nn.Module, args: Any) -> None:
-        if id(module) in self._names:
-            self._running.append(module)
-
-    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        if id(module) in self._names:
-            self._running.pop()
-
     @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Follow the modules for as long as the context lasts."""
+    def watching(self, notice: Callable[[Any], None] = lambda value: None) -> Iterator[None]:
+        """Follow the modules that this thread runs for as long as the context lasts.
+
+        Args:
+            notice: called with what a module is given before it starts, and with what it returns before it ends.
+        """
+        thread = get_ident()
+
+        def enter(module: nn.Module, args: Any) -> None:
+            if id(module) in self._names and get_ident() == thread:
+                notice(args)
+                self._running.append(module)
+
+        def leave(module: nn.Module, args: Any, output: Any) -> None:
+            if id(module) in self._names and get_ident() == thread:
+                try:
+                    notice(output)
+                finally:
+                    self._running.pop()
+
         handles = [
-            global_hooks.register_module_forward_pre_hook(self._enter),
-            global_hooks.register_module_forward_hook(self._leave, always_call=True),
+            global_hooks.register_module_forward_pre_hook(enter),
+            global_hooks.register_module_forward_hook(leave, always_call=True),
         ]
         try:
             yield

@@ -8,7 +8,7 @@ from torch import Tensor
 from lrp_cli.engine.books import UNKNOWN, Account
 from lrp_cli.engine.naming import operation_name
 from lrp_cli.engine.run import Run
-from lrp_cli.engine.tracking import tensors_in, with_tensors
+from lrp_cli.engine.tracking import tagged, tensors_in, with_tensors
 from lrp_cli.errors import EngineError
 
 TOLERANCE = 1e-4
@@ -29,8 +29,8 @@ def unknown(run: Run, function: Any, args: Any, kwargs: Any) -> Any:
         return result
     if run.on_unknown == "gradient":
         return booked(run, function, args, kwargs, UNKNOWN)
-    refusal = _refusal(operation_name(function), run.modules.name, run.modules.class_name)
-    return with_tensors(result, lambda t: _Refused.apply(t, refusal) if run.carries(t) else t)
+    message = refusal(f"the operation '{operation_name(function)}'", run.modules.name, run.modules.class_name)
+    return with_tensors(result, lambda t: _Refused.apply(t, message) if run.carries(t) else t)
 
 
 def _is_homogeneous(run: Run, function: Any, args: Any, kwargs: Any) -> bool:
@@ -67,6 +67,7 @@ def booked(run: Run, function: Any, args: Any, kwargs: Any, kind: str) -> Any:
             return tensor
         account = run.account(tensor if sign < 0 else carriers[0])
         passed: Tensor = _Booked.apply(tensor, run, account, kind, sign)
+        tagged(passed, run).kept = "any"  # it is the same memory
         return passed
 
     entered = with_tensors((args, kwargs), lambda t: watched(t, -1))
@@ -108,8 +109,9 @@ class _Refused(torch.autograd.Function):
         return None, None
 
 
-def _refusal(operation: str, layer: str, class_name: str) -> str:
+def refusal(operation: str, layer: str, class_name: str) -> str:
+    """Return the message that an operation has no rule, given what it is and the module that it is in."""
     return (
-        f"no rule is known for the operation '{operation}' in {layer} ({class_name}); "
+        f"no rule is known for {operation} in {layer} ({class_name}); "
         "on_unknown='gradient' (--on-unknown gradient) passes relevance on by its plain gradient and books the rest"
     )
