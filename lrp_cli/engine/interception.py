@@ -22,6 +22,7 @@ from lrp_cli.engine.operations.registry import (
     KEEPS_SIGNS,
     LIKE_ANOTHER,
     NON_NEGATIVE,
+    QUESTIONS,
     REORDERING,
 )
 from lrp_cli.engine.operations.unknown import unknown
@@ -72,6 +73,8 @@ class Interception(TorchFunctionMode):
         return now if seen is now else current(seen, self.run)
 
     def _intercept(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
+        if name in QUESTIONS and args and isinstance(args[0], Tensor):
+            return func(self._resolve(args[0]), *args[1:], **kwargs)
         args, kwargs = with_tensors((args, kwargs), self._resolve)
         carriers = [tensor for tensor in tensors_in((args, kwargs)) if self.run.carries(tensor)]
         if not carriers:
@@ -87,7 +90,7 @@ class Interception(TorchFunctionMode):
         result = self._write(name, func, args, kwargs) if writes else self._execute(name, func, args, kwargs, carriers)
         if any(self.run.carries(tensor) for tensor in tensors_in(result)):  # asking for a shape is no use
             for tensor in carriers[:1] if name in LIKE_ANOTHER else carriers:
-                tagged(tensor, self.run).uses += 1
+                tagged(tensor, self.run).uses.count += 1
         return result
 
     def _resolve(self, tensor: Tensor) -> Tensor:
@@ -171,6 +174,8 @@ class Interception(TorchFunctionMode):
         """Note which dimension of a result is the batch, where it is not the first."""
         run = self.run
         tags = [(tensor, tag) for tensor in carriers if (tag := tag_of(tensor, run)) is not None and tag.batch_dim]
+        if not tags and name not in REORDERING:
+            return
         source, at = (tags[0][0], tags[0][1].batch_dim) if tags else (carriers[0], 0)
         if name in REORDERING:
             tagged(result, run).batch_dim = _place_of(at, source.dim(), lambda sizes: func(sizes, *args[1:], **kwargs))
@@ -232,7 +237,7 @@ class Interception(TorchFunctionMode):
         if name in {"setitem", "copy", "fill", "zero"}:
             return self._overwrite(name, func, args, kwargs, kept is not None)
         # After a ReLU, what was negative carries no relevance: a layer's kept output may lose it.
-        safe = kept is None or (kept == "output" and name == "relu" and tag is not None and tag.uses == 0)
+        safe = kept is None or (kept == "output" and name == "relu" and tag is not None and tag.uses.count == 0)
         if safe and name in HOMOGENEOUS and run.carries(target) and run.trace is None:
             return self._write_in_place(name, func, args, kwargs, target)
         function = _OUT_OF_PLACE.get(name) or _out_of_place(func)

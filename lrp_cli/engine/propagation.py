@@ -116,12 +116,14 @@ class Propagation:
         return Propagated(relevance, books)
 
     def _check_finite(self, relevance: Tensor, books: Books) -> None:
-        places = [f"layer {layer}" for layer, absorbed in books.absorbed().items() if not absorbed.isfinite().all()]
-        if not relevance.isfinite().all():
-            places.append("the input")
-        if places:
-            cause = self.first_not_finite() or "try a rule with a larger stabiliser there"
-            raise EngineError(f"relevance is not finite at {places[0]}; {cause}")
+        absorbed = books.absorbed()
+        if all(
+            bool(t.isfinite().all()) for t in (relevance, *([torch.stack([*absorbed.values()])] if absorbed else []))
+        ):
+            return
+        places = [f"layer {layer}" for layer, sums in absorbed.items() if not sums.isfinite().all()]
+        cause = self.first_not_finite() or "try a rule with a larger stabiliser there"
+        raise EngineError(f"relevance is not finite at {(places or ['the input'])[0]}; {cause}")
 
     def first_not_finite(self) -> Origin | None:
         """Return the first operation whose result is not finite, and not meant to be; the model is run again."""

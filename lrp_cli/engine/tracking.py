@@ -19,6 +19,19 @@ _ATTRIBUTE = "_lrp_tag"
 _SOURCE = "_lrp_source"
 
 
+class Uses:
+    """How many operations have read a tensor. Apart from the tensor's other notes, which may refer to its graph."""
+
+    __slots__ = ("count",)
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def is_single(self) -> bool:
+        """Whether no more than one operation has read it."""
+        return self.count <= 1
+
+
 class Tag:
     """Notes on one tensor of the forward pass.
 
@@ -55,7 +68,7 @@ class Tag:
         self.run = run
         self.layer_call: LayerCall | None = None
         self.layer_input: Tensor | None = None
-        self.uses = 0
+        self.uses = Uses()
         self.is_gate = False
         self.batch_dim = 0
         self.bounds: tuple[Tensor, Tensor] | None = None
@@ -199,29 +212,42 @@ def forget(tensor: Tensor, run: "Run") -> None:
             tag.is_gate = tag.is_input = False
 
 
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors in an argument: a tensor, or lists, tuples and dictionaries of them."""
+def tensors_in(value: Any) -> list[Tensor]:
+    """Return the tensors in an argument: a tensor, or lists, tuples and dictionaries of them."""
     if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from tensors_in(item)
-    elif isinstance(value, dict):
-        yield from tensors_in(list(value.values()))
+        return [value]
+    found: list[Tensor] = []
+    _collect(value, found)
+    return found
+
+
+def _collect(value: Any, found: list[Tensor]) -> None:
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, (list, tuple)):
+        return
+    for item in value:
+        if isinstance(item, Tensor):
+            found.append(item)
+        elif isinstance(item, (list, tuple, dict)):
+            _collect(item, found)
 
 
 def with_tensors(value: Any, replace: Callable[[Tensor], Any]) -> Any:
     """Return the argument with ``replace`` applied to each tensor in it; other values are kept as they are."""
     if isinstance(value, Tensor):
         return replace(value)
-    if isinstance(value, (list, tuple)):
-        items = [with_tensors(item, replace) for item in value]
-        if isinstance(value, tuple):
-            return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
-        return items
     if isinstance(value, dict):
-        return {key: with_tensors(item, replace) for key, item in value.items()}
-    return value
+        return {key: with_tensors(item, replace) for key, item in value.items()} if value else value
+    if not isinstance(value, (list, tuple)):
+        return value
+    items = [with_tensors(item, replace) if isinstance(item, _HOLDERS) else item for item in value]
+    if isinstance(value, list):
+        return items
+    return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+
+
+_HOLDERS = (Tensor, list, tuple, dict)
 
 
 class ModuleTracker:

@@ -61,7 +61,7 @@ def _behind_layer(run: Run, x: Tensor, activation: Activation, *, in_place: bool
     call = None if tag is None else tag.layer_call
     if tag is None or call is None or tag.layer_input is None or not call.use or run.trace is not None:
         return None
-    y: Tensor = ActivatedNode.apply(tag.layer_input, x, call, activation, lambda: tag.uses <= 1, in_place)
+    y: Tensor = ActivatedNode.apply(tag.layer_input, x, call, activation, tag.uses.is_single, in_place)
     tagged(y, run).kept = "any"
     return y
 

@@ -154,7 +154,7 @@ def batch_norm(run: Run, function: Any, args: Any, kwargs: Any) -> Any:
         return LayerCall(run, layer_alone, lambda: Scaling(*statistics(), run.cache), fed_by.output())
 
     version = (*(_version(tensor) for tensor in (mean, variance, a.get("weight"), a.get("bias"))), eps)
-    merged = fed_by.followed_by(lambda: _merge(fed_by.map, statistics, version), lambda: tag.uses <= 1)
+    merged = fed_by.followed_by(lambda: _merge(fed_by.map, statistics, version), tag.uses.is_single)
     if run.trace is not None:
         run.trace.add_layer(layer_alone)
         run.trace.merge(fed_by.account.operation)

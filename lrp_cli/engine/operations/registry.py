@@ -95,6 +95,9 @@ HOMOGENEOUS = _SHAPES | _SUMS | _MAXIMA | _PIECEWISE_LINEAR
 LIKE_ANOTHER = frozenset({"expand_as", "view_as", "reshape_as", "type_as", "to"})
 """Operations that read nothing but shape or type of a second tensor."""
 
+QUESTIONS = _names("dim size stride numel nelement is_floating_point is_complex is_contiguous storage_offset")
+"""Operations that ask how a tensor is made, and read no values."""
+
 REORDERING = frozenset({"transpose", "permute", "movedim", "t", "get T", "get mT", "get H", "get mH"})
 """Operations that put dimensions in another order."""
 
