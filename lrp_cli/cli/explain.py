@@ -81,9 +81,11 @@ def explain(
         from lrp_cli.explainer import Explainer
         from lrp_cli.models import load_model
         from lrp_cli.runs.devices import choose_device, use_threads
+        from lrp_cli.runs.memory import keep_freed_memory
         from lrp_cli.runs.session import Session
         from lrp_cli.runs.settings import Settings
 
+        keep_freed_memory()
         use_threads(thread_count)
         settings = Settings(
             targets=tuple(target or ["predicted"]),
