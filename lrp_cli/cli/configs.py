@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
+from lrp_cli import rulesets
 from lrp_cli.errors import UsageError
-from lrp_cli.rulesets import catalogue, shadowed
 
 app = typer.Typer(
     help="List the presets, show one, check a config of your own, or print the schema of configs.",
@@ -24,7 +24,7 @@ def list_presets(
         if as_json:
             raise UsageError(f"--json goes with the list only, not with '{context.invoked_subcommand}'")
         return
-    presets = catalogue.presets()
+    presets = rulesets.presets()
     if as_json:
         for preset in presets:
             record = {
@@ -50,13 +50,13 @@ def show(
 
     Redirected into a file it is a good start for a config of your own.
     """
-    typer.echo(catalogue.load(config).text, nl=False)
+    typer.echo(rulesets.load(config).text, nl=False)
 
 
 @app.command("schema")
 def schema() -> None:
     """Print the JSON schema of configs, for editors."""
-    typer.echo(json.dumps(catalogue.json_schema(), indent=2, ensure_ascii=False))
+    typer.echo(json.dumps(rulesets.json_schema(), indent=2, ensure_ascii=False))
 
 
 @app.command("check")
@@ -64,7 +64,9 @@ def check(
     config: Annotated[str, typer.Argument(metavar="FILE", help="Path of a config file, or name of a preset.")],
 ) -> None:
     """Check a config, and say in one line what is wrong."""
-    ruleset = catalogue.load(config).ruleset
+    ruleset = rulesets.load(config).ruleset
     count = len(ruleset.layers)
-    notes = [f"layers[{later}] never applies, layers[{earlier}] comes first" for later, earlier in shadowed(ruleset)]
+    notes = [
+        f"layers[{later}] never applies, layers[{earlier}] comes first" for later, earlier in rulesets.shadowed(ruleset)
+    ]
     typer.echo("; ".join([f"{config}: valid, {count} {'entry' if count == 1 else 'entries'}", *notes]))

@@ -5,7 +5,7 @@ from pathlib import Path
 import typer
 
 from lrp_cli.cli import options
-from lrp_cli.cli.parsing import load_config, parse_kinds, parse_preprocessing
+from lrp_cli.cli.parsing import load_config, parse_kinds, parse_preprocessing, parse_threads
 
 
 def explain(
@@ -36,6 +36,7 @@ def explain(
     interpolation: options.HowToResize = None,
     batch_size: options.BatchSize = 8,
     device: options.Device = "auto",
+    threads: options.Threads = None,
     force: options.Force = False,
     fail_fast: options.FailFast = False,
     max_failures: options.MaxFailures = None,
@@ -55,6 +56,7 @@ def explain(
     """
     kinds = parse_kinds(save)
     changes = parse_preprocessing(fit, resize, crop, mean, std, interpolation)
+    thread_count = parse_threads(threads)
     ruleset = load_config(config)
 
     from lrp_cli.cli.inputs import Named, find
@@ -78,10 +80,13 @@ def explain(
         from lrp_cli.cli.running import run, show_plan
         from lrp_cli.explainer import Explainer
         from lrp_cli.models import load_model
-        from lrp_cli.runs.devices import choose_device
+        from lrp_cli.runs.devices import choose_device, use_threads
+        from lrp_cli.runs.memory import keep_freed_memory
         from lrp_cli.runs.session import Session
         from lrp_cli.runs.settings import Settings
 
+        keep_freed_memory()
+        use_threads(thread_count)
         settings = Settings(
             targets=tuple(target or ["predicted"]),
             kinds=kinds,

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lrp_cli.cli import options
+from lrp_cli.cli.parsing import parse_threads
 from lrp_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -43,6 +45,7 @@ def inspect(
     on_unknown: Annotated[
         str, typer.Option("--on-unknown", metavar="error|gradient", help="As for 'lrp explain'.")
     ] = "error",
+    threads: options.Threads = None,
     everything: Annotated[
         bool, typer.Option("--all", help="Show shape operations and sums, too, which only pass relevance on.")
     ] = False,
@@ -54,10 +57,14 @@ def inspect(
     above, what is absorbed (by biases, stabilisers, constants), and what goes out. The last line holds the books:
     score = relevance at the pixels + absorbed.
     """
+    thread_count = parse_threads(threads)
+
     from lrp_cli.explainer import Explainer
     from lrp_cli.inspection import inspect as inspect_sample
     from lrp_cli.models import load_model
+    from lrp_cli.runs.devices import use_threads
 
+    use_threads(thread_count)
     loaded = load_model(model, weights, labels=labels, seed=random_seed)
     index = _target(target, loaded)
     x = _sample(image, loaded, random_seed)

@@ -192,6 +192,14 @@ Device: TypeAlias = Annotated[
     str,
     typer.Option("--device", help="Where the network runs: cpu, cuda, cuda:1, mps, or auto."),
 ]
+Threads: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--threads",
+        metavar="N",
+        help="Processor threads that the network takes on a CPU. [default: as many as torch takes of itself]",
+    ),
+]
 Force: TypeAlias = Annotated[bool, typer.Option("--force", help="Explain again what is done already.")]
 FailFast: TypeAlias = Annotated[bool, typer.Option("--fail-fast", help="Stop at the first failure.")]
 MaxFailures: TypeAlias = Annotated[

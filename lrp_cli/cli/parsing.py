@@ -5,6 +5,9 @@ from typing import Any
 from lrp_cli.cli.options import KINDS, Fit, Interpolation
 from lrp_cli.errors import UsageError, closest
 
+MOST_THREADS = 1024
+"""With many more, systems refuse to start them, and torch ends the process."""
+
 
 def parse_kinds(text: str) -> tuple[str, ...]:
     """Return the kinds of output in ``--save``, each once.
@@ -43,6 +46,23 @@ def parse_preprocessing(
         "interpolation": interpolation and interpolation.value,
     }
     return {name: value for name, value in given.items() if value is not None}
+
+
+def parse_threads(text: str | None) -> int | None:
+    """Return the number of threads; None leaves it to torch.
+
+    Raises:
+        UsageError: it is no number that a processor could do anything with.
+    """
+    if text is None:
+        return None
+    try:
+        count = int(text)
+    except ValueError:
+        count = 0
+    if not 1 <= count <= MOST_THREADS:
+        raise UsageError(f"--threads {text!r}: give a number from 1 to {MOST_THREADS}")
+    return count
 
 
 def load_config(config: str) -> Any:

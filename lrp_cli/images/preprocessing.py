@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
 from PIL import Image
 
 from lrp_cli.errors import ImageError, UsageError, closest
@@ -97,7 +98,7 @@ class Preprocessing:
         rgb = image if image.mode == "RGB" else image.convert("RGB")
         placement = self.placement(rgb.size)
         if self.fit == "crop" and _area(self._resized(rgb.size)) <= LARGEST_VIEW:
-            return self._as_torchvision(rgb)
+            return self._as_torchvision(rgb, placement)
         if _area(placement.input) > LARGEST_VIEW:
             width, height = placement.input
             raise ImageError(f"would be enlarged to {width} x {height} pixels, which is too large")
@@ -132,18 +133,17 @@ class Preprocessing:
         longer = int(self.resize * max(size) / min(size))
         return (self.resize, longer) if width <= height else (longer, self.resize)
 
-    def _as_torchvision(self, image: Image.Image) -> Image.Image:
-        from torchvision.transforms import InterpolationMode
-        from torchvision.transforms import functional as F
+    def _as_torchvision(self, image: Image.Image, placement: Placement) -> Image.Image:
+        """Resize all of the picture, then crop, pixel for pixel as torchvision does.
 
-        # Any: torchvision's functions take pictures as well as tensors, but are annotated for tensors only.
-        view: Any = image
-        if self.resize is not None:
-            view = F.resize(view, _as_list(self.resize), interpolation=InterpolationMode(self.interpolation))
-        if self.crop is not None:
-            view = F.center_crop(view, _as_list(self.crop))
-        result: Image.Image = view
-        return result
+        Without it, for importing torchvision takes as long as importing torch.
+        """
+        size = self._resized(image.size)
+        if size != image.size:
+            image = image.resize(size, _RESAMPLING[self.interpolation])
+        left, top = (-int(offset) for offset in placement.offset)
+        window = (left, top, left + placement.input[0], top + placement.input[1])
+        return image if window == (0, 0, *image.size) else image.crop(window)  # black outside the picture
 
     def _margin(self) -> tuple[int, int, int]:
         if self.fit == "crop":
@@ -154,11 +154,14 @@ class Preprocessing:
     def tensor(self, view: Image.Image) -> "Tensor":
         """Return ``view``, an RGB picture of H x W pixels, as normalised model input: float32 of shape (3, H, W)."""
         import torch
-        from torchvision.transforms import functional as F
 
-        pixels = F.convert_image_dtype(F.pil_to_tensor(view), torch.float32)
-        normalised: Tensor = F.normalize(pixels, mean=list(self.mean), std=list(self.std))
-        return normalised
+        # With numpy: in several threads at once, torch would start as many threads again for each.
+        values = np.array(np.asarray(view).transpose(2, 0, 1), dtype=np.float32, order="C")
+        mean, std = (np.array(channels, dtype=np.float32).reshape(3, 1, 1) for channels in (self.mean, self.std))
+        values /= 255
+        values -= mean
+        values /= std
+        return torch.from_numpy(values)
 
     @property
     def bounds(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -200,10 +203,6 @@ def _channels(name: str, value: Any) -> tuple[float, ...]:
 
 def _square_or_pair(size: Sequence[int]) -> Size:
     return size[0] if len(size) == 1 else (size[0], size[1])
-
-
-def _as_list(size: Size) -> list[int]:
-    return [size] if isinstance(size, int) else list(size)
 
 
 def _area(size: tuple[int, int]) -> int:

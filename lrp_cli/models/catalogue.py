@@ -46,15 +46,15 @@ def find_architecture(model: str) -> "Architecture":
         from lrp_cli.models.timm_models import find_timm
 
         return find_timm(model)
-    names = model_names()
     name = model.lower()
-    if name not in names:
-        hint = f"`lrp models` lists them; also {TIMM_PREFIX}NAME, FILE.py:FUNCTION"
-        raise ModelError(f"unknown model {model!r} ({hint}){closest(name, names, count=3)}")
     if name == DEFAULT_MODEL:
         from lrp_cli.models.efficientnet_lite import EfficientNetLite0Architecture
 
         return EfficientNetLite0Architecture()
+    names = model_names()
+    if name not in names:
+        hint = f"`lrp models` lists them; also {TIMM_PREFIX}NAME, FILE.py:FUNCTION"
+        raise ModelError(f"unknown model {model!r} ({hint}){closest(name, names, count=3)}")
     from lrp_cli.models.torchvision_models import TorchvisionArchitecture
 
     return TorchvisionArchitecture(name)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor, nn
-from torchvision.ops import Conv2dNormActivation
 
 from lrp_cli.errors import ModelError
 from lrp_cli.images.preprocessing import Preprocessing
@@ -47,6 +46,19 @@ STAGES = (
 HEAD_WIDTH = 1280
 
 
+class ConvNorm(nn.Sequential):
+    """Convolution, batch norm and, but for projections, ReLU6; named as torchvision's networks name theirs."""
+
+    def __init__(
+        self, width_in: int, width_out: int, kernel: int, stride: int, padding: int, groups: int, *, activation: bool
+    ) -> None:
+        super().__init__(
+            nn.Conv2d(width_in, width_out, kernel, stride, padding, groups=groups, bias=False),
+            nn.BatchNorm2d(width_out, eps=1e-3),
+            *([nn.ReLU6(inplace=True)] if activation else []),
+        )
+
+
 def _conv_norm(
     width_in: int, width_out: int, kernel: int = 1, stride: int = 1, groups: int = 1, *, activation: bool = True
 ) -> list[nn.Module]:
@@ -58,16 +70,8 @@ def _conv_norm(
     before = (kernel - stride) // 2
     after = kernel - stride - before
     symmetric = before == after
-    convolution = Conv2dNormActivation(
-        width_in,
-        width_out,
-        kernel,
-        stride,
-        padding=before if symmetric else 0,
-        groups=groups,
-        norm_layer=lambda width: nn.BatchNorm2d(width, eps=1e-3),
-        activation_layer=nn.ReLU6 if activation else None,
-    )
+    padding = before if symmetric else 0
+    convolution = ConvNorm(width_in, width_out, kernel, stride, padding, groups, activation=activation)
     return [convolution] if symmetric else [nn.ZeroPad2d((before, after, before, after)), convolution]
 
 
@@ -133,7 +137,7 @@ def _package_keys() -> Iterator[tuple[str, str]]:
 
 def _rename(network: EfficientNetLite0, state: StateDict) -> StateDict:
     """Give the tensors of the weights package the names they have in ``network``; other keys stay as they are."""
-    pairs = [name for name, module in network.named_modules() if isinstance(module, Conv2dNormActivation)]
+    pairs = [name for name, module in network.named_modules() if isinstance(module, ConvNorm)]
     renamed = {"_fc": "classifier.1"}
     for pair, (convolution, norm) in zip(pairs, _package_keys(), strict=True):
         renamed |= {convolution: f"{pair}.0", norm: f"{pair}.1"}

@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,11 @@ from lrp_cli.errors import UsageError
 IMAGENET_CLASSES = 1000
 
 
+@cache
 def imagenet_labels() -> tuple[str, ...]:
     """Return the names of ImageNet's 1000 classes, in order, as torchvision spells them."""
-    from torchvision.models import ResNet50_Weights
-
-    return tuple(ResNet50_Weights.IMAGENET1K_V1.meta["categories"])
+    text = resources.files("lrp_cli.models").joinpath("imagenet_classes.txt").read_text(encoding="utf-8")
+    return tuple(text.splitlines())
 
 
 def numbered_labels(count: int) -> tuple[str, ...]:

@@ -104,12 +104,14 @@ def _blur_both(values: FloatArray, sigma: float) -> FloatArray:
 
 def _blur_rows(values: FloatArray, sigma: float) -> FloatArray:
     """Blur (H, W) along H."""
+    values = np.ascontiguousarray(values)
     height = values.shape[0]
     blurred, weights = values.copy(), np.ones((height, 1))
     for offset in range(1, min(math.ceil(3 * sigma), height - 1) + 1):
         weight = math.exp(-0.5 * (offset / sigma) ** 2)
-        blurred[offset:] += weight * values[:-offset]
-        blurred[:-offset] += weight * values[offset:]
+        weighted = weight * values
+        blurred[offset:] += weighted[:-offset]
+        blurred[:-offset] += weighted[offset:]
         weights[offset:] += weight
         weights[:-offset] += weight
     blurred /= weights

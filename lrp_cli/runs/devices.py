@@ -1,4 +1,4 @@
-"""Which device the network runs on."""
+"""What the network runs on: which device, and how many threads of a processor."""
 
 import torch
 
@@ -20,3 +20,9 @@ def choose_device(name: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise UsageError(f"device {name!r} is not available here ({reason}); give cpu, or auto") from error
     return device
+
+
+def use_threads(count: int | None) -> None:
+    """Have torch work with so many processor threads; None leaves it as it is."""
+    if count is not None:
+        torch.set_num_threads(count)

@@ -7,6 +7,8 @@ Operations are counted by torch's FlopCounterMode: exact, and the same on every 
 take turns in one process, so that what else the machine does hits all alike. Memory is the peak of a process that
 explains once, above what it held with the network loaded. Other libraries are measured where they are installed
 (``pip install 'lrp-cli[peers]'``); "refuses" says that one cannot explain a network.
+
+What commands take besides the network, :mod:`tests.benchmarks.commands` measures.
 """
 
 import argparse

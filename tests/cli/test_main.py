@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,18 +44,28 @@ def test_every_command_has_help_with_h_and_help(lrp, name: str) -> None:
 
 @pytest.mark.parametrize("arguments", [["--help"], ["explain", "--help"], ["configs"], ["configs", "show", "epsilon"]])
 def test_first_words_come_without_heavy_imports(arguments: list[str]) -> None:
+    assert imported(arguments, HEAVY) == []
+
+
+def test_the_default_model_comes_without_torchvision_and_matplotlib(tmp_path: Path) -> None:
+    arguments = ["explain", str(CAT), "-o", str(tmp_path), "--quiet"]
+    assert imported(arguments, ("torchvision", "matplotlib")) == []
+
+
+def imported(arguments: list[str], names: Sequence[str]) -> list[str]:
+    """Return which of the modules a command imports, in a process of its own."""
     code = f"""
-import sys
+import json, sys
 from lrp_cli.__main__ import main
 sys.argv = ["lrp", *{arguments!r}]
 try:
     main()
 except SystemExit as end:
     assert not end.code, end.code
-print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)
+print(json.dumps([name for name in {names!r} if name in sys.modules]), file=sys.stderr)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stderr.strip() == "[]"
+    return json.loads(done.stderr)
 
 
 def test_an_unknown_command_is_wrong_usage(lrp) -> None:

@@ -7,6 +7,8 @@ import pytest
 import torch
 from PIL import Image
 from torchvision import models
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as F
 
 from lrp_cli.errors import UsageError
 from lrp_cli.images import Preprocessing
@@ -39,6 +41,25 @@ def test_equals_torchvisions_preset(cat: Image.Image, weights: Any, size: tuple[
     view = ours.view(image)
     assert torch.equal(ours.tensor(view), weights.transforms()(image))
     assert ours.input_size == (view.height, view.width) == tuple(ours.tensor(view).shape[1:])
+
+
+@pytest.mark.parametrize(
+    "interpolation", ["nearest", "nearest-exact", "bilinear", "bicubic", "box", "hamming", "lanczos"]
+)
+@pytest.mark.parametrize("size", [(61, 44), (44, 61), (9, 8), (300, 7), (40, 40)])
+@pytest.mark.parametrize(("resize", "crop"), [(40, 33), (40, 40), (33, 40), (33, 45), ((31, 52), (30, 53)), (None, 12)])
+def test_equals_torchvision_at_any_size(
+    cat: Image.Image, size: tuple[int, int], resize: Any, crop: Any, interpolation: str
+) -> None:
+    image = cat.resize(size)
+    theirs: Any = image
+    if resize is not None:
+        theirs = F.resize(image, resize, InterpolationMode(interpolation))
+    theirs = F.center_crop(theirs, crop)
+    ours = Preprocessing(resize, crop, interpolation=interpolation)
+    assert ours.view(image).tobytes() == theirs.tobytes()
+    normalised = F.normalize(F.to_tensor(theirs), ours.mean, ours.std)
+    assert torch.equal(ours.tensor(ours.view(image)), normalised)
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK", "P", "RGBA"])

@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torchvision.models import ResNet50_Weights
 
 from lrp_cli.errors import UsageError
 from lrp_cli.models.labels import imagenet_labels, read_labels
@@ -12,6 +13,7 @@ def test_imagenet_labels() -> None:
     labels = imagenet_labels()
     assert len(labels) == 1000
     assert (labels[0], labels[281], labels[999]) == ("tench", "tabby", "toilet tissue")
+    assert list(labels) == ResNet50_Weights.IMAGENET1K_V1.meta["categories"]
 
 
 def test_text_has_one_name_a_line(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Memory: flat however many pictures there are, and less of it where it runs out."""
 
 import json
+import platform
 import subprocess
 import sys
 from collections.abc import Callable
@@ -168,3 +169,23 @@ def test_memory_after_fifty_and_after_two_thousand_pictures(tmp_path: Path, make
         make_picture(tmp_path / f"in/{seed:04}.png", seed, size=(32, 32))
     sizes = resident(tmp_path / "in", tmp_path / "out")
     assert sizes[2000] <= 1.05 * sizes[50], sizes
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to")
+def test_memory_of_a_tensor_that_is_gone_serves_the_next_one() -> None:
+    code = """
+import resource, torch
+from lrp_cli.runs.memory import keep_freed_memory
+def pages():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        torch.ones(12_000_000)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+before = pages()
+keep_freed_memory()
+pages()  # until there is enough of it
+print(before, pages())
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    before, after = map(int, done.stdout.split())
+    assert after < before / 100
