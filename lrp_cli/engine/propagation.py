@@ -134,9 +134,8 @@ class Propagation:
         for region in regions:
             region.clear()
         try:
-            gradient, _ = torch.autograd.grad(
-                self._logits, [self._x, self._run.anchor], seed, retain_graph=keep, allow_unused=True
-            )
+            start = (self._logits * seed).sum()
+            gradient, _ = torch.autograd.grad(start, [self._x, self._run.anchor], retain_graph=keep, allow_unused=True)
         except RuntimeError as error:
             if not regions:
                 raise

@@ -44,15 +44,6 @@ class Rule(ABC):
         """Return g_i, shape of x, with R_i = x_i g_i, and book what is absorbed."""
 
 
-def stabilised(z: Tensor, epsilon: Tensor | float) -> Tensor:
-    """Return ``z + epsilon * sign(z)`` with ``sign(0) = +1``: a denominator away from zero, on z's own side."""
-    return z + _with_sign_of(z, epsilon)
-
-
-def _with_sign_of(z: Tensor, size: Tensor | float) -> Tensor:
-    return torch.copysign(torch.as_tensor(size, dtype=z.dtype, device=z.device), z)
-
-
 def _shared_out(flow: Flow, z: Tensor, stabiliser: float, *, factor: float = 1.0, is_sure: bool = False) -> Tensor:
     """Return ``factor R / z``, shape of y; where z holds nothing but its stabiliser, zero, and it is all absorbed.
 
@@ -128,10 +119,17 @@ class Epsilon(Rule):
             s = flow.relevance_over(flow.y + self.epsilon, is_scratch=True)
             flow.book_shares(s, {EPSILON: self.epsilon} if bias is None else {EPSILON: self.epsilon, BIAS: bias})
             return flow.map.hand_down(s, flow.x)
+        # R_j / (z_j + epsilon sign(z_j)) is R_j / (|z_j| + epsilon), with the sign of z_j.
         z = flow.y if self.use_bias else flow.total
-        epsilon = _with_sign_of(z, self._scale(z))
-        s = flow.relevance_over(z + epsilon, is_scratch=True)
-        flow.book(EPSILON, s, epsilon)
+        epsilon = self._scale(z)
+        ratio = flow.relevance_over(z.abs().add_(epsilon), is_scratch=True)
+        if isinstance(epsilon, Tensor):
+            flow.book(EPSILON, ratio, epsilon.expand_as(ratio))
+        else:
+            flow.book_shares(ratio, {EPSILON: epsilon})
+        # sign(0) = +1 matters only where the relevance of an output of zero is not zero: where its bias is left out.
+        sign = z.sign() if self.use_bias else torch.ones_like(z).masked_fill_(z < 0, -1.0)
+        s = sign.mul_(ratio)
         if bias is not None:
             flow.book_shares(s, {BIAS: bias})
         return flow.map.hand_down(s, flow.x)

@@ -1,9 +1,18 @@
 """Rule-transformed weights, computed once per model and kept within a bounded memory."""
 
-from collections.abc import Callable, Hashable, MutableMapping
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from weakref import ref
 
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
+
+
+@dataclass
+class _Derived:
+    """What was derived from one parameter: name -> (the parameter's state then, the tensor)."""
+
+    parameter: "ref[Tensor]"
+    tensors: dict[Hashable, tuple[Hashable, Tensor]] = field(default_factory=dict)
 
 
 class WeightCache:
@@ -16,7 +25,7 @@ class WeightCache:
     def __init__(self, limit_bytes: int = 2**30) -> None:
         self.limit_bytes = limit_bytes
         self.used_bytes = 0
-        self._derived: MutableMapping[Tensor, dict[Hashable, tuple[Hashable, Tensor]]] = WeakTensorKeyDictionary()
+        self._derived: dict[int, _Derived] = {}  # by id: tensors compare entry by entry
 
     def get(self, parameter: Tensor, name: Hashable, compute: Callable[[], Tensor]) -> Tensor:
         """Return the tensor ``name`` derived from ``parameter``, from the cache where the parameter is unchanged.
@@ -26,9 +35,7 @@ class WeightCache:
             name: names the derivation.
             compute: makes the tensor.
         """
-        entries = self._derived.get(parameter)
-        if entries is None:
-            entries = self._derived[parameter] = {}
+        entries = self._entries(parameter)
         # Moving a module to another type or device exchanges a parameter's data without counting up its version.
         state = (parameter._version, parameter.data_ptr(), parameter.dtype)
         made_from, derived = entries.get(name, (None, None))
@@ -42,3 +49,16 @@ class WeightCache:
             entries[name] = (state, derived)
             self.used_bytes += derived.nbytes
         return derived
+
+    def _entries(self, parameter: Tensor) -> dict[Hashable, tuple[Hashable, Tensor]]:
+        key = id(parameter)
+        found = self._derived.get(key)
+        if found is None or found.parameter() is not parameter:
+            self._forget(key)
+            found = self._derived[key] = _Derived(ref(parameter, lambda _: self._forget(key)))
+        return found.tensors
+
+    def _forget(self, key: int) -> None:
+        gone = self._derived.pop(key, None)
+        if gone is not None:
+            self.used_bytes -= sum(tensor.nbytes for _, tensor in gone.tensors.values())
