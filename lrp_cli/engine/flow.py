@@ -142,7 +142,7 @@ class Contributions:
         pulled = layer.pull(s, layer.transformed(self.with_positive_x), x)
         if self.flow.is_non_negative:
             return pulled
-        return torch.where(x < 0, layer.pull(s, layer.transformed(self.with_negative_x), x), pulled)
+        return torch.where(x < 0, layer.pull(s, layer.transformed(self.with_negative_x), x), pulled, out=pulled)
 
 
 @dataclass(frozen=True)
@@ -185,24 +185,38 @@ def _halves(flow: Flow, z: Tensor, offset: Tensor, both: bool) -> Halves:
     x = flow.x if flow.is_non_negative else flow.x.abs()
     spread = flow.map.apply(x, flow.map.transformed("absolute"), offset)
     keeps_digits = 1 - _rounding(z) / TOLERABLE  # |z| up to this share of A_j leaves enough of them
-    positive, negative = z + spread, z - spread if both else None
     is_precise = flow.is_rectified or bool(torch.add(z, spread, alpha=keeps_digits).min() >= 0)
-    if negative is not None:
+    if not both:
+        positive, negative = spread.add_(z), None
+    else:
         is_precise = is_precise and bool(torch.sub(z, spread, alpha=keeps_digits).max() <= 0)
+        positive, negative = z + spread, torch.sub(z, spread, out=spread)
     if not is_precise:  # what rounding has left of a sum that is next to nothing keeps its sign
-        least = spread.mul_(_rounding(z) / 8)
-        positive = torch.maximum(positive, least)
-        negative = None if negative is None else torch.minimum(negative, -least)
+        least = _rounding(z) / 16
+        if negative is None:
+            positive = torch.maximum(positive, z * -least, out=positive)
+        else:
+            positive, negative = (
+                torch.maximum(positive, negative * -least),
+                torch.minimum(negative, positive * -least, out=negative),
+            )
     return Halves(positive, negative, is_precise)
 
 
 def _loss(flow: Flow, z: Tensor, found: Halves) -> float:
     """Return which share of the relevance is misplaced by rounding, at most."""
     relevance = flow.relevance.abs_()
-    spread = found.positive - z
-    smaller = found.positive if found.negative is None else torch.minimum(found.positive, -found.negative)
-    lost = (spread * _rounding(z) / smaller.clamp(min=0)).nan_to_num_(0.0).clamp_(max=1)
-    return float((relevance * lost).sum() / relevance.sum().clamp(min=torch.finfo(z.dtype).tiny))
+    total = relevance.sum().clamp(min=torch.finfo(z.dtype).tiny)
+    if found.negative is None:  # A_j / (z_j + A_j) = 1 - z_j / (z_j + A_j)
+        lost = torch.div(z, found.positive).neg_().add_(1).mul_(_rounding(z))
+    elif (
+        flow.is_rectified
+    ):  # the negative sum is the smaller one: A_j / (A_j - z_j) = (1 - (z_j + A_j) / (z_j - A_j)) / 2
+        lost = torch.div(found.positive, found.negative).neg_().add_(1).mul_(_rounding(z) / 2)
+    else:
+        smaller = torch.minimum(found.positive, -found.negative)
+        lost = (found.positive - z).mul_(_rounding(z)).div_(smaller)
+    return float(lost.clamp_(max=1).mul_(relevance).sum() / total)
 
 
 def _rounding(z: Tensor) -> float:
