@@ -23,7 +23,8 @@ Bounds: TypeAlias = tuple[float | Sequence[float], float | Sequence[float]]
 """The lowest and the highest value of the input: a number each, or one for each channel."""
 
 BALANCE = {torch.float64: 1e-10, torch.float32: 1e-3}
-"""How far the books may be out of balance, in proportion to the relevance that was booked."""
+ROUGH_BALANCE = 2e-2
+"""How far the books may be out of balance, in proportion to the relevance that was booked; roughly in other types."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ class Explainer:
         *,
         bounds: Bounds | None = None,
         on_unknown: str = "error",
+        products: torch.dtype | None = None,
     ) -> None:
         """Prepare to explain ``model``.
 
@@ -96,11 +98,15 @@ class Explainer:
                 kind of network (:mod:`lrp_cli.rulesets.auto`), which ``self.config`` then names.
             bounds: lowest and highest value of the input, for configs with the z-box rule.
             on_unknown: "error", or "gradient" to use the plain gradient for operations that no rule is known for.
+            products: type of the matrix products and convolutions on the way back, such as ``torch.bfloat16``, which
+                is faster on some processors; the forward pass and the relevance keep the model's type. None: that type.
 
         Raises:
             ConfigError: the config does not exist or is not valid, or its z-box rule has no bounds.
-            UsageError: ``on_unknown`` is something else.
+            UsageError: ``on_unknown`` is something else, or ``products`` is no floating-point type.
         """
+        if products is not None and not products.is_floating_point:
+            raise UsageError(f"products are computed in a floating-point type, not {products}")
         if on_unknown not in {"error", "gradient"}:
             raise UsageError(f"on_unknown is 'error' or 'gradient', not {on_unknown!r}")
         self.model = model
@@ -110,6 +116,7 @@ class Explainer:
         self.assignment = RulesetAssignment(self.config)
         self._bounds = _bounds(self.config, bounds)
         self._on_unknown = on_unknown
+        self._products = products
         self._cache = WeightCache()
 
     def explain(self, x: Tensor, target: Target = None, *, versus: Versus = None, seed: str = "logit") -> Explanation:
@@ -142,9 +149,11 @@ class Explainer:
             on_unknown=self._on_unknown,
             bounds=self._bounds_like(x),
             cache=self._cache,
+            products=self._products,
             trace=trace,
         )
-        return ForwardPass(propagation)
+        tolerances = (BALANCE.get(dtype, ROUGH_BALANCE) for dtype in (x.dtype, self._products or x.dtype))
+        return ForwardPass(propagation, max(tolerances))
 
     def _bounds_like(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
         if self._bounds is None:
@@ -163,8 +172,9 @@ class ForwardPass:
         logits: the model's output, shape (N, classes).
     """
 
-    def __init__(self, propagation: Propagation) -> None:
+    def __init__(self, propagation: Propagation, tolerance: float) -> None:
         self._propagation = propagation
+        self._tolerance = tolerance
         self.logits = propagation.logits
 
     def explain(
@@ -183,13 +193,12 @@ class ForwardPass:
             target=classes,
             books=propagated.books,
         )
-        _check_balance(explanation, self._propagation)
+        _check_balance(explanation, self._propagation, self._tolerance)
         return explanation
 
 
-def _check_balance(explanation: Explanation, propagation: Propagation) -> None:
+def _check_balance(explanation: Explanation, propagation: Propagation, tolerance: float) -> None:
     booked = torch.stack([explanation.scores.double().abs(), *(a.abs() for a in explanation.absorbed.values())]).sum(0)
-    tolerance = BALANCE.get(explanation.relevance.dtype, 1e-2)
     if bool((explanation.imbalance.abs() > tolerance * booked).any()):
         worst = (explanation.imbalance.abs() / booked).max().item()
         origin = propagation.first_not_finite()

@@ -36,6 +36,7 @@ def explain(
     interpolation: options.HowToResize = None,
     batch_size: options.BatchSize = 8,
     device: options.Device = "auto",
+    dtype: options.DType = options.Precision.FLOAT32,
     threads: options.Threads = None,
     force: options.Force = False,
     fail_fast: options.FailFast = False,
@@ -80,32 +81,35 @@ def explain(
         from lrp_cli.cli.running import run, show_plan
         from lrp_cli.explainer import Explainer
         from lrp_cli.models import load_model
-        from lrp_cli.runs.devices import choose_device, use_threads
+        from lrp_cli.runs.devices import choose_device, use_precision, use_threads
         from lrp_cli.runs.memory import keep_freed_memory
         from lrp_cli.runs.session import Session
         from lrp_cli.runs.settings import Settings
 
         keep_freed_memory()
         use_threads(thread_count)
+        chosen = choose_device(device)
+        loaded = load_model(
+            model, weights, labels=labels, seed=random_seed, preprocessing=changes, progress=progress.is_shown
+        )
         settings = Settings(
             targets=tuple(target or ["predicted"]),
             kinds=kinds,
             directory=out,
             batch_size=batch_size,
-            device=choose_device(device),
+            device=chosen,
             seed=seed.value,
             on_unknown=on_unknown.value,
+            products=use_precision(loaded.network, dtype.value),
             full=full,
             force=force,
-        )
-        loaded = load_model(
-            model, weights, labels=labels, seed=random_seed, preprocessing=changes, progress=progress.is_shown
         )
         explainer = Explainer(
             loaded.network.to(settings.device),
             ruleset,
             bounds=loaded.preprocessing.bounds,
             on_unknown=settings.on_unknown,
+            products=settings.products,
         )
         session = Session(loaded, explainer, settings)
         session.check()

@@ -1,7 +1,6 @@
 """``lrp inspect``: what happens to the relevance, operation by operation."""
 
 import json
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,13 +15,6 @@ if TYPE_CHECKING:
 
     from lrp_cli.inspection import Inspection, Row
     from lrp_cli.models import LoadedModel
-
-
-class Dtype(StrEnum):
-    """Floating-point type of the network and the relevance."""
-
-    FLOAT32 = "float32"
-    FLOAT64 = "float64"
 
 
 def inspect(
@@ -41,7 +33,7 @@ def inspect(
     ] = "predicted",
     labels: Annotated[Path | None, typer.Option("--labels", metavar="FILE", help="As for 'lrp explain'.")] = None,
     random_seed: Annotated[int, typer.Option("--random-seed", help="For random weights and pixels.")] = 0,
-    dtype: Annotated[Dtype, typer.Option("--dtype", help="Floating-point type.")] = Dtype.FLOAT32,
+    dtype: options.DType = options.Precision.FLOAT32,
     on_unknown: Annotated[
         str, typer.Option("--on-unknown", metavar="error|gradient", help="As for 'lrp explain'.")
     ] = "error",
@@ -62,16 +54,17 @@ def inspect(
     from lrp_cli.explainer import Explainer
     from lrp_cli.inspection import inspect as inspect_sample
     from lrp_cli.models import load_model
-    from lrp_cli.runs.devices import use_threads
+    from lrp_cli.runs.devices import use_precision, use_threads
 
     use_threads(thread_count)
     loaded = load_model(model, weights, labels=labels, seed=random_seed)
     index = _target(target, loaded)
     x = _sample(image, loaded, random_seed)
-    network = loaded.network
-    if dtype is Dtype.FLOAT64:
-        network, x = network.double(), x.double()
-    explainer = Explainer(network, config, bounds=loaded.preprocessing.bounds, on_unknown=on_unknown)
+    products = use_precision(loaded.network, dtype.value)
+    x = x.double() if dtype is options.Precision.FLOAT64 else x
+    explainer = Explainer(
+        loaded.network, config, bounds=loaded.preprocessing.bounds, on_unknown=on_unknown, products=products
+    )
     inspection = inspect_sample(explainer, x, index)
     summary = _summary(inspection, loaded, explainer.config.name, image)
     if as_json:

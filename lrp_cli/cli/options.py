@@ -34,6 +34,14 @@ class Seed(StrEnum):
     PROBABILITY = "probability"
 
 
+class Precision(StrEnum):
+    """Floating-point type."""
+
+    FLOAT32 = "float32"
+    FLOAT64 = "float64"
+    BFLOAT16 = "bfloat16"
+
+
 class OnUnknown(StrEnum):
     """What to do about operations that no rule is known for."""
 
@@ -186,6 +194,14 @@ BatchSize: TypeAlias = Annotated[
         "-b",
         min=1,
         help="Pictures that go through the network at once; less where the memory runs out.",
+    ),
+]
+DType: TypeAlias = Annotated[
+    Precision,
+    typer.Option(
+        "--dtype",
+        help="Floating-point type of network and relevance; bfloat16 is for the products on the way back only, faster "
+        "where the processor has it, and accurate to about a percent.",
     ),
 ]
 Device: TypeAlias = Annotated[

@@ -175,7 +175,7 @@ def halves(flow: Flow, z: Tensor, offset: Tensor, *, both: bool) -> Halves | Non
         offset: what is added to A_j, shape (channels,): the size of the bias, if it is in z, and twice the stabiliser.
         both: whether the negative sum matters, too.
     """
-    if flow.map.fan_in < WIDE:
+    if flow.map.fan_in < WIDE or flow.map.products is not None:  # z is not of the precision of A_j
         return None
     found = flow.once("halves", lambda: _halves(flow, z, offset, both))
     return found if found.is_precise or _loss(flow, z, found) <= TOLERABLE else None

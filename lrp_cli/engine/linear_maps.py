@@ -43,6 +43,7 @@ class LinearMap:
         parameter: the parameter that ``raw`` is derived from; None where there is none to hold on to.
         origin: what distinguishes this map from others made with ``parameter``.
         scale: what a batch norm multiplies the outputs with, shape (channels,); None where there is none.
+        products: the type that products with transformed weights and transposed ones are computed in; None: x's own.
     """
 
     raw: Tensor
@@ -51,16 +52,28 @@ class LinearMap:
     parameter: Tensor | None = field(default=None, repr=False)
     origin: Hashable = None
     scale: Tensor | None = field(default=None, repr=False)
+    products: torch.dtype | None = None
 
     def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Return the map of ``x`` with ``weight`` and ``bias`` in place of its own."""
-        raise NotImplementedError
+        """Return the map of ``x`` with ``weight`` and ``bias`` in place of its own, computed in the weight's type."""
+        if weight.dtype == x.dtype:
+            return self._apply(x, weight, bias)
+        y = self._apply(x.to(weight.dtype), weight, None).to(x.dtype)
+        return y if bias is None else y.add_(self.channels(bias, y))
 
     def pull(self, s: Tensor, weight: Tensor, x: Tensor) -> Tensor:
         """Return the transposed map of ``s`` (shape of y): for every input, the sum of ``weight * s`` it feeds.
 
-        ``x`` gives the shape of the result.
+        ``x`` gives the shape of the result. Computed in the weight's type.
         """
+        if weight.dtype == s.dtype:
+            return self._pull(s, weight, x)
+        return self._pull(s.to(weight.dtype), weight, x.to(weight.dtype)).to(s.dtype)
+
+    def _apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        raise NotImplementedError
+
+    def _pull(self, s: Tensor, weight: Tensor, x: Tensor) -> Tensor:
         raise NotImplementedError
 
     def channels(self, values: Tensor, y: Tensor) -> Tensor:
@@ -89,8 +102,9 @@ class LinearMap:
         Where the weight is larger than ``s``, the batch norm's scale goes to ``s``: no merged weight is made and kept.
         """
         if self.scale is None or self.raw.numel() <= s.numel():
-            return self.pull(s, self.weight, x)
-        return self.pull(s * self.channels(self.scale, s), self.raw, x)
+            return self.pull(s, self.weight if self.products is None else self._factor("itself", self._merged), x)
+        raw = self.raw if self.products is None else self._factor("raw", lambda: self.raw)
+        return self.pull(s * self.channels(self.scale, s), raw, x)
 
     @property
     def outputs(self) -> int:
@@ -104,7 +118,7 @@ class LinearMap:
 
     def transformed(self, name: str) -> Tensor:
         """Return the weight transformed: positive, negative, absolute, square or ones (:data:`TRANSFORMS`)."""
-        return self.derived(name, lambda: TRANSFORMS[name](self._merged()))
+        return self._factor(name, lambda: TRANSFORMS[name](self._merged()))
 
     def with_gain(self, gain: float) -> Tensor:
         """Return the weight with its positive part times ``1 + gain``."""
@@ -113,7 +127,13 @@ class LinearMap:
             merged = self._merged()
             return torch.add(merged, merged.clamp(min=0), alpha=gain)
 
-        return self.derived(("gain", gain), compute)
+        return self._factor(("gain", gain), compute)
+
+    def _factor(self, name: Hashable, compute: Callable[[], Tensor]) -> Tensor:
+        """Return what products are made with: a tensor derived from the weight, in the type of the products."""
+        if self.products is None:
+            return self.derived(name, compute)
+        return self.derived((name, self.products), lambda: compute().to(self.products))
 
     def derived(self, name: Hashable, compute: Callable[[], Tensor]) -> Tensor:
         """Return a tensor derived from the weight, cached under ``name`` where the weight is a parameter's."""
@@ -130,10 +150,10 @@ class LinearMap:
 class Linear(LinearMap):
     """``y = x W^T + b``; x of shape (..., in), weight (out, in)."""
 
-    def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    def _apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(x, weight, bias)
 
-    def pull(self, s: Tensor, weight: Tensor, x: Tensor) -> Tensor:
+    def _pull(self, s: Tensor, weight: Tensor, x: Tensor) -> Tensor:
         return s @ weight
 
     def channels(self, values: Tensor, y: Tensor) -> Tensor:
@@ -161,7 +181,7 @@ class Convolution(LinearMap):
     output_padding: tuple[int, ...] = ()
     groups: int = 1
 
-    def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    def _apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return torch.convolution(
             x,
             weight,
@@ -174,7 +194,7 @@ class Convolution(LinearMap):
             self.groups,
         )
 
-    def pull(self, s: Tensor, weight: Tensor, x: Tensor) -> Tensor:
+    def _pull(self, s: Tensor, weight: Tensor, x: Tensor) -> Tensor:
         pulled: Tensor = torch.ops.aten.convolution_backward(
             s,
             x,  # only its shape is read: no gradient of the weight is asked for
@@ -218,11 +238,11 @@ class Convolution(LinearMap):
 class Scaling(LinearMap):
     """One factor a channel: a batch norm that stands alone; x of shape (N, C, ...), weight (C,)."""
 
-    def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    def _apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         scaled = x * self.channels(weight, x)
         return scaled if bias is None else scaled + self.channels(bias, x)
 
-    def pull(self, s: Tensor, weight: Tensor, x: Tensor) -> Tensor:
+    def _pull(self, s: Tensor, weight: Tensor, x: Tensor) -> Tensor:
         return s * self.channels(weight, s)
 
     def channels(self, values: Tensor, y: Tensor) -> Tensor:

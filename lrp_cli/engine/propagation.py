@@ -49,6 +49,7 @@ class Propagation:
         on_unknown: str = "error",
         bounds: tuple[Tensor, Tensor] | None = None,
         cache: WeightCache | None = None,
+        products: torch.dtype | None = None,
         trace: Trace | None = None,
     ) -> None:
         """Run the model on ``x``.
@@ -61,6 +62,7 @@ class Propagation:
             on_unknown: "error" or "gradient": what becomes of relevance at an operation without a rule.
             bounds: smallest and largest values of the input, broadcastable to x; the z-box rule needs them.
             cache: transformed weights kept from an earlier pass over the same model.
+            products: the type of the products on the way back; None: the model's own.
             trace: where every operation is recorded, with the relevance that passes it.
 
         Raises:
@@ -70,7 +72,14 @@ class Propagation:
         _check_model(model)
         _check_input(model, x)
         self._run = Run(
-            model, x.shape[0], assignment, attention=attention, on_unknown=on_unknown, cache=cache, trace=trace
+            model,
+            x.shape[0],
+            assignment,
+            attention=attention,
+            on_unknown=on_unknown,
+            cache=cache,
+            products=products,
+            trace=trace,
         )
         self._model = model
         self._x = nudged(x.detach()).requires_grad_()

@@ -23,6 +23,7 @@ class Run:
         attention: "attnlrp" or "cp-lrp".
         on_unknown: "error" or "gradient": what becomes of an operation that no rule is known for.
         cache: transformed weights, kept from run to run.
+        products: the type of the products on the way back; None: the model's own.
         modules: which module is running.
         keeps: whether further backward passes follow the one in hand.
         books: the books of the backward pass in hand.
@@ -40,6 +41,7 @@ class Run:
         attention: str = "cp-lrp",
         on_unknown: str = "error",
         cache: WeightCache | None = None,
+        products: torch.dtype | None = None,
         trace: "Trace | None" = None,
     ) -> None:
         self.samples = samples
@@ -47,6 +49,7 @@ class Run:
         self.attention = attention
         self.on_unknown = on_unknown
         self.cache = cache or WeightCache()
+        self.products = products
         self.trace = trace
         self.modules = ModuleTracker(model)
         self.books = Books(samples)

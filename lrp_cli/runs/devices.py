@@ -1,6 +1,7 @@
-"""What the network runs on: which device, and how many threads of a processor."""
+"""What the network runs on: which device, how many threads of a processor, and in which precision."""
 
 import torch
+from torch import nn
 
 from lrp_cli.errors import UsageError
 
@@ -26,3 +27,14 @@ def use_threads(count: int | None) -> None:
     """Have torch work with so many processor threads; None leaves it as it is."""
     if count is not None:
         torch.set_num_threads(count)
+
+
+def use_precision(network: nn.Module, name: str) -> torch.dtype | None:
+    """Put a network into a precision: "float64", "float32" (which leaves it as it is) or "bfloat16".
+
+    Returns:
+        The type of the products on the way back, if that is another one than the network's.
+    """
+    if name == "float64":
+        network.double()
+    return torch.bfloat16 if name == "bfloat16" else None

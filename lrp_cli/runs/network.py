@@ -63,6 +63,7 @@ class Network:
         self._model = model
         self._explainer = explainer
         self._settings = settings
+        self._dtype = next((p.dtype for p in model.network.parameters() if p.is_floating_point()), torch.float32)
         self._has_worked = False
         self._refusals: list[EngineError] = []
 
@@ -154,7 +155,7 @@ class Network:
         return results
 
     def _stack(self, part: Sequence[Loaded]) -> Tensor:
-        x = torch.stack([loaded.tensor for loaded in part])
+        x = torch.stack([loaded.tensor for loaded in part]).to(self._dtype)
         if self._settings.device.type == "cuda":
             return x.pin_memory().to(self._settings.device, non_blocking=True)
         return x.to(self._settings.device)

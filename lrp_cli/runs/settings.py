@@ -29,6 +29,7 @@ class Settings:
         device: where the network runs.
         seed: what the relevance starts with: "logit", "one" or "probability".
         on_unknown: what to do about operations without a rule: "error" or "gradient".
+        products: type of the products on the way back, if it is not the network's.
         full: draw on the whole picture, not on the model's view.
         force: explain again what is recorded already.
     """
@@ -40,6 +41,7 @@ class Settings:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     seed: str = "logit"
     on_unknown: str = "error"
+    products: torch.dtype | None = None
     full: bool = False
     force: bool = False
 
@@ -57,13 +59,14 @@ class Provenance:
             "on_unknown": settings.on_unknown,
             "full": settings.full,
             "device": str(settings.device),
-            "dtype": str(parameter.dtype if parameter is not None else torch.get_default_dtype()).split(".")[-1],
+            "dtype": _name(parameter.dtype if parameter is not None else torch.get_default_dtype()),
+            "products": None if settings.products is None else _name(settings.products),
             "versions": {"lrp": __version__, "torch": torch.__version__, "torchvision": _version("torchvision")},
         }
         self._targets = settings.targets
         self._decisive = {
             name: self.values[name]
-            for name in ("weights_sha256", "rules_sha256", "preprocessing", "on_unknown", "full", "dtype")
+            for name in ("weights_sha256", "rules_sha256", "preprocessing", "on_unknown", "full", "dtype", "products")
         } | {
             "lrp": __version__,
             "model": model.name,
@@ -77,6 +80,10 @@ class Provenance:
         """Return the digest for a picture that is explained for ``targets``, or for those of the run."""
         decisive = self._decisive | {"targets": list(targets or self._targets)}
         return _sha256(json.dumps(decisive, sort_keys=True))[:16]
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _digest_of_checkpoint(weights: str) -> str | None:

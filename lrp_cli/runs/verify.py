@@ -13,8 +13,8 @@ from lrp_cli.runs.files import sha256_of
 from lrp_cli.runs.lock import LOCK
 from lrp_cli.runs.manifest import MANIFEST, File, Line, current_lines, read_lines
 
-BALANCE = 1e-3
-"""How far the books may be out of balance, in proportion to the largest of their numbers."""
+BALANCE, ROUGH_BALANCE = 1e-3, 2e-2
+"""How far the books may be out of balance, in proportion to the largest of their numbers; roughly with bfloat16."""
 
 
 @dataclass(frozen=True)
@@ -120,14 +120,14 @@ def _books(line: Line) -> Iterator[Problem]:
     numbers = [values.get(name) for name in ("score", "relevance_sum", "absorbed_sum")]
     if not all(isinstance(number, int | float) for number in numbers):
         yield Problem("manifest", line.name, "its score, relevance_sum or absorbed_sum is no number")
-    elif not _balances(numbers):
+    elif not _balances(numbers, ROUGH_BALANCE if values.get("products") else BALANCE):
         score, reached, absorbed = numbers
         yield Problem("books", line.name, f"score {score}, but relevance {reached} and absorbed {absorbed}")
 
 
-def _balances(numbers: Sequence[Any]) -> bool:
+def _balances(numbers: Sequence[Any], tolerance: float) -> bool:
     score, reached, absorbed = numbers
-    return bool(abs(score - reached - absorbed) <= BALANCE * max(abs(number) for number in numbers) + 1e-12)
+    return bool(abs(score - reached - absorbed) <= tolerance * max(abs(number) for number in numbers) + 1e-12)
 
 
 def _array(line: Line, path: Path, file: File) -> Iterator[Problem]:

@@ -57,13 +57,20 @@ def linear(run: Run, function: Any, args: Any, kwargs: Any, *, suffix: str = "")
     x, weight, bias = a["input"], a["weight"], a.get("bias")
     if _depends_on_input(run, weight, bias) or x.dim() == 1:
         return unknown(run, function, args, kwargs)
-    linear_map = Linear(weight.detach(), _constant(bias), run.cache, _parameter(weight))
+    linear_map = Linear(weight.detach(), _constant(bias), run.cache, _parameter(weight), products=run.products)
     return run_layer(run, run.new_layer(LINEAR, suffix), linear_map, x)
 
 
 def product_with_weight(run: Run, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``x @ weight + bias`` with a constant weight, shape (in, out): a linear layer under another name."""
-    linear_map = Linear(weight.detach().t(), _constant(bias), run.cache, _parameter(weight), origin="transposed")
+    linear_map = Linear(
+        weight.detach().t(),
+        _constant(bias),
+        run.cache,
+        _parameter(weight),
+        origin="transposed",
+        products=run.products,
+    )
     return run_layer(run, run.new_layer(LINEAR), linear_map, x)
 
 
@@ -92,6 +99,7 @@ def convolution(run: Run, function: Any, args: Any, kwargs: Any, *, dimensions: 
         _constant(bias),
         run.cache,
         _parameter(weight),
+        products=run.products,
         stride=repeat(a.get("stride", 1)),
         padding=repeat(padding),
         dilation=dilation,
