@@ -61,13 +61,21 @@ class Books:
 
     def book(self, account: Account, kind: str, relevance: Tensor, factor: Tensor | None = None) -> None:
         """Add relevance, times a factor that broadcasts if one is given, to what is absorbed on an account."""
+        self._enter(account, kind, self._sums(account, relevance, factor))
+
+    def book_product(self, account: Account, kind: str, values: Tensor, g: Tensor, sign: int = 1) -> None:
+        """Add ``values * g``, of one shape, with a sign; nothing has no share of infinity, which is what masks hold."""
+        sums = self._sums(account, g, values.expand_as(g))
+        if not bool(sums.isfinite().all()):
+            sums = self._sums(account, torch.where(g == 0, 0.0, values * g))
+        self._enter(account, kind, sums * sign)
+
+    def _sums(self, account: Account, relevance: Tensor, factor: Tensor | None = None) -> Tensor:
         if account.batch_dim:
             same = factor is not None and factor.shape == relevance.shape
             factor = factor.movedim(account.batch_dim, 0) if factor is not None and same else factor
             relevance = relevance.movedim(account.batch_dim, 0)
-        self._enter(
-            account, kind, per_sample(relevance, self.samples) if factor is None else self._dot(relevance, factor)
-        )
+        return per_sample(relevance, self.samples) if factor is None else self._dot(relevance, factor)
 
     def book_channels(
         self, account: Account, layer: "LinearMap", s: Tensor, shares: Mapping[str, Tensor | float]
@@ -95,6 +103,9 @@ class Books:
             flat = relevance.reshape(self.samples, -1), factor.reshape(self.samples, -1)
             product: Tensor = torch.linalg.vecdot(*flat)
             return product.double()
+        if factor.dim() == 1 and relevance.dim() > 1 and factor.shape[0] == relevance.shape[-1]:  # (..., C) by (C,)
+            sums = relevance.reshape(self.samples, -1, len(factor)).sum(dim=1)
+            return sums.double() @ factor.double()
         if factor.dim() < relevance.dim() and factor.shape[1:].numel() == 1:  # one value a channel, (C, 1, ...)
             planes = tuple(range(relevance.dim() - factor.dim() + 1, relevance.dim()))
             relevance = relevance.sum(dim=planes, keepdim=True) if planes else relevance

@@ -125,6 +125,5 @@ class _Constant(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Any) -> Any:
         (g,) = gradients
         if g is not None:
-            # An attention mask is minus infinity where it lets nothing through, and nothing has no share.
-            ctx.run.books.book(ctx.account, CONSTANT, torch.where(g == 0, 0.0, ctx.value * g))
+            ctx.run.books.book_product(ctx.account, CONSTANT, ctx.value, g)
         return None, None, None, None

@@ -5,8 +5,9 @@
 
 Operations are counted by torch's FlopCounterMode: exact, and the same on every machine. Times are medians of runs that
 take turns in one process, so that what else the machine does hits all alike. Memory is the peak of a process that
-explains once, above what it held with the network loaded. Other libraries are measured where they are installed
-(``pip install 'lrp-cli[peers]'``); "refuses" says that one cannot explain a network.
+explains, above what it held before: in a later explanation, and in the first one, which makes what is kept for later
+ones (transformed weights). Other libraries are measured where they are installed (``pip install 'lrp-cli[peers]'``);
+"refuses" says that one cannot explain a network.
 
 What commands take besides the network, :mod:`tests.benchmarks.commands` measures.
 """
@@ -18,13 +19,14 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from tests.benchmarks.methods import methods, network
+from tests.benchmarks.methods import Method, methods, network
 
 NETWORKS = ["vgg16", "resnet50", "mobilenet_v2", "efficientnet_b0", "densenet121", "convnext_tiny"]
 NETWORKS += ["swin_t", "vit_b_16"]
@@ -50,11 +52,15 @@ class Operations(TorchDispatchMode):
         return out
 
 
-def operations(name: str, batch: int) -> dict[str, float | str]:
+def _wanted(found: dict[str, Method], wanted: str) -> dict[str, Method]:
+    return {name: run for name, run in found.items() if name == BASELINE or wanted in name}
+
+
+def operations(name: str, batch: int, wanted: str) -> dict[str, float | str]:
     """Count floating-point operations of each method, as multiples of the baseline's."""
     net = network(name)
     counts: dict[str, float | str] = {}
-    for method, run in methods(name, net, torch.randn(batch, 3, 224, 224)).items():
+    for method, run in _wanted(methods(name, net, torch.randn(batch, 3, 224, 224)), wanted).items():
         try:
             run()  # weights are transformed once a model, not once an explanation
             with Operations() as counter:
@@ -65,10 +71,10 @@ def operations(name: str, batch: int) -> dict[str, float | str]:
     return _relative(counts)
 
 
-def times(name: str, batch: int, rounds: int) -> dict[str, float | str]:
+def times(name: str, batch: int, wanted: str, rounds: int) -> dict[str, float | str]:
     """Time the methods in turn, and return medians as multiples of the baseline's."""
     net = network(name)
-    runs = methods(name, net, torch.randn(batch, 3, 224, 224))
+    runs = _wanted(methods(name, net, torch.randn(batch, 3, 224, 224)), wanted)
     taken: dict[str, list[float]] = {}
     for method, run in runs.items():
         try:
@@ -84,26 +90,29 @@ def times(name: str, batch: int, rounds: int) -> dict[str, float | str]:
     return _relative({method: statistics.median(seconds) for method, seconds in taken.items()})
 
 
-def memory(name: str, batch: int) -> dict[str, float | str]:
-    """Measure each method's peak memory above the loaded network, in a process each."""
+def memory(name: str, batch: int, wanted: str) -> list[dict[str, float | str]]:
+    """Measure each method's peak memory in a process each: in a first explanation and in a later one."""
     net = network(name)
-    peaks: dict[str, float | str] = {}
-    for method in methods(name, net, torch.randn(1, 3, 224, 224)):
+    found: list[dict[str, float | str]] = [{}, {}]
+    for method in _wanted(methods(name, net, torch.randn(1, 3, 224, 224)), wanted):
         command = [sys.executable, "-m", "tests.benchmarks.speed", "--peak", name, str(batch), method]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
-        peaks[method] = float(done.stdout) if done.returncode == 0 else "refuses"
-    return _relative(peaks)
+        for which in (0, 1):
+            found[which][method] = float(done.stdout.split()[which]) if done.returncode == 0 else "refuses"
+    return [_relative(peaks) for peaks in found]
 
 
-def peak(name: str, batch: int, method: str) -> float:
-    """Return the growth of this process's peak memory, in KiB, by running a method twice on a loaded network."""
+def peak(name: str, batch: int, method: str) -> tuple[float, float]:
+    """Return the growth of this process's peak memory, in KiB, by a first explanation and by a second one."""
     net = network(name)
     run = methods(name, net, torch.randn(batch, 3, 224, 224))[method]
-    _release()
-    before = _resident()
-    run()
-    run()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    growth = []
+    for _ in range(2):
+        _release()
+        before = _resident()
+        run()
+        growth.append(_resident() - before)
+    return growth[0], growth[1]
 
 
 def _release() -> None:
@@ -144,27 +153,31 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", default=NETWORKS)
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument(
+        "--methods", default="", metavar="TEXT", help="only methods whose name holds this, such as 'lrp'"
+    )
     parser.add_argument("--measure", nargs="+", default=["operations", "time", "memory"])
     parser.add_argument("--json", action="store_true", help="print one JSON object a measurement instead of tables")
     parser.add_argument("--peak", nargs=3, metavar=("NETWORK", "BATCH", "METHOD"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.peak:
-        print(peak(arguments.peak[0], int(arguments.peak[1]), arguments.peak[2]))
+        print(*peak(arguments.peak[0], int(arguments.peak[1]), arguments.peak[2]))
         return
-    measures = {
-        "operations": operations,
-        "time": lambda name, batch: times(name, batch, arguments.rounds),
+    measures: dict[str, Callable[[str, int, str], Sequence[dict[str, float | str]]]] = {
+        "operations": lambda *what: [operations(*what)],
+        "time": lambda *what: [times(*what, arguments.rounds)],
         "memory": memory,
     }
+    titles = {"memory": ["Peak memory of the first explanation", "Peak memory of a later explanation"]}
     for what in arguments.measure:
         for batch in arguments.batches:
-            results = {}
-            for name in arguments.networks:
-                results[name] = measures[what](name, batch)
+            found = {name: measures[what](name, batch, arguments.methods) for name in arguments.networks}
+            for which, title in enumerate(titles.get(what, [what.capitalize()])):
+                results = {name: measured[which] for name, measured in found.items()}
                 if arguments.json:
-                    print(json.dumps({"measure": what, "batch": batch, "network": name, **results[name]}), flush=True)
-            if not arguments.json:
-                _table(f"{what.capitalize()}, batch {batch}", results)
+                    print(json.dumps({"measure": title, "batch": batch, "results": results}), flush=True)
+                else:
+                    _table(f"{title}, batch {batch}", results)
 
 
 if __name__ == "__main__":

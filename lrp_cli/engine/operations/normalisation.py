@@ -45,12 +45,12 @@ class Standardised(torch.autograd.Function):
         if g is None:
             return (None,) * 6
         if ctx.shift is not None:
-            ctx.run.books.book(ctx.account, BIAS, ctx.shift * g)
-        h = g if ctx.gain is None else g * ctx.gain
+            ctx.run.books.book(ctx.account, BIAS, g, ctx.shift)
+        h = g.clone() if ctx.gain is None else g * ctx.gain
         grouped = h.reshape(ctx.r.shape[0], -1)
         if ctx.centred:
-            grouped = grouped - grouped.mean(dim=1, keepdim=True)
-        return (grouped * ctx.r).view(g.shape), *(None,) * 5
+            grouped.sub_(grouped.mean(dim=1, keepdim=True))
+        return grouped.mul_(ctx.r).view(g.shape), *(None,) * 5
 
 
 def layer_norm(run: Run, function: Any, args: Any, kwargs: Any) -> Any:

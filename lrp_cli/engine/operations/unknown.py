@@ -88,8 +88,7 @@ class _Booked(torch.autograd.Function):
         (g,) = gradients
         if g is not None:
             run, account, kind, sign = ctx.note
-            # An attention mask is minus infinity where it lets nothing through, and nothing has no share.
-            run.books.book(account, kind, torch.where(g == 0, 0.0, sign * ctx.t * g))
+            run.books.book_product(account, kind, ctx.t, g, sign)
         return g, None, None, None, None
 
 
