@@ -60,6 +60,10 @@ class Flow:
         """The output; where ``is_rectified``, with zeros for negative values, where no relevance arrives."""
         return self.z.clamp(min=0) if self.is_rectified and self.out is not self.z else self.z
 
+    def is_positive(self, *, use_bias: bool) -> bool:
+        """Whether the sum of contributions, with the bias or without it, is known to be positive for all relevance."""
+        return self.is_rectified and (use_bias or self.map.bias is None)
+
     @property
     def relevance(self) -> Tensor:
         """R_j, shape of y; a new tensor each time, which may be overwritten."""
@@ -163,7 +167,7 @@ class Halves:
     is_precise: bool
 
 
-def halves(flow: Flow, z: Tensor, offset: Tensor, *, both: bool) -> Halves | None:
+def halves(flow: Flow, z: Tensor, offset: Tensor, *, both: bool, is_positive: bool) -> Halves | None:
     """Return the sums of contributions by their sign (:class:`Halves`).
 
     Where one of them is small against A_j, little is left of its digits; None is returned where that would misplace
@@ -174,18 +178,19 @@ def halves(flow: Flow, z: Tensor, offset: Tensor, *, both: bool) -> Halves | Non
         z: the sum of all contributions, shape of y, with the bias or without.
         offset: what is added to A_j, shape (channels,): the size of the bias, if it is in z, and twice the stabiliser.
         both: whether the negative sum matters, too.
+        is_positive: whether z is positive wherever relevance arrives.
     """
     if flow.map.fan_in < WIDE:
         return None
-    found = flow.once("halves", lambda: _halves(flow, z, offset, both))
-    return found if found.is_precise or _loss(flow, z, found) <= TOLERABLE else None
+    found = flow.once("halves", lambda: _halves(flow, z, offset, both, is_positive))
+    return found if found.is_precise or _loss(flow, z, found, is_positive) <= TOLERABLE else None
 
 
-def _halves(flow: Flow, z: Tensor, offset: Tensor, both: bool) -> Halves:
+def _halves(flow: Flow, z: Tensor, offset: Tensor, both: bool, is_positive: bool) -> Halves:
     x = flow.x if flow.is_non_negative else flow.x.abs()
     spread = flow.map.apply(x, flow.map.transformed("absolute"), offset)
     keeps_digits = 1 - _rounding(z) / TOLERABLE  # |z| up to this share of A_j leaves enough of them
-    is_precise = flow.is_rectified or bool(torch.add(z, spread, alpha=keeps_digits).min() >= 0)
+    is_precise = is_positive or bool(torch.add(z, spread, alpha=keeps_digits).min() >= 0)
     if not both:
         positive, negative = spread.add_(z), None
     else:
@@ -203,15 +208,13 @@ def _halves(flow: Flow, z: Tensor, offset: Tensor, both: bool) -> Halves:
     return Halves(positive, negative, is_precise)
 
 
-def _loss(flow: Flow, z: Tensor, found: Halves) -> float:
+def _loss(flow: Flow, z: Tensor, found: Halves, is_positive: bool) -> float:
     """Return which share of the relevance is misplaced by rounding, at most."""
     relevance = flow.relevance.abs_()
     total = relevance.sum().clamp(min=torch.finfo(z.dtype).tiny)
     if found.negative is None:  # A_j / (z_j + A_j) = 1 - z_j / (z_j + A_j)
         lost = torch.div(z, found.positive).neg_().add_(1).mul_(_rounding(z))
-    elif (
-        flow.is_rectified
-    ):  # the negative sum is the smaller one: A_j / (A_j - z_j) = (1 - (z_j + A_j) / (z_j - A_j)) / 2
+    elif is_positive:  # the negative sum is the smaller one: A_j / (A_j - z_j) = (1 - (z_j + A_j) / (z_j - A_j)) / 2
         lost = torch.div(found.positive, found.negative).neg_().add_(1).mul_(_rounding(z) / 2)
     else:
         smaller = torch.minimum(found.positive, -found.negative)
