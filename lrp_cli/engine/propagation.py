@@ -134,7 +134,8 @@ class Propagation:
         for region in regions:
             region.clear()
         try:
-            start = (self._logits * seed).sum()
+            with torch.enable_grad():
+                start = (self._logits * seed).sum()
             gradient, _ = torch.autograd.grad(start, [self._x, self._run.anchor], retain_graph=keep, allow_unused=True)
         except RuntimeError as error:
             if not regions:

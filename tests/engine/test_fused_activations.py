@@ -118,3 +118,210 @@ def test_activation_hands_relevance_on_unchanged(
             for kind, share in ((BIAS, bias), (EPSILON, epsilon)):
                 there = booked[kind][n] if kind in booked else torch.tensor(0.0)
                 torch.testing.assert_close(there.double(), share.detach().double(), **CLOSE)
+
+
+# Outputs that something else reads, too: relevance is that of a twin that computes the layer once for every reader
+
+Function = Callable[[Tensor], Tensor]
+
+IN_PLACE: dict[str, tuple[Function, Function]] = {
+    "relu": (F.relu, F.relu),
+    "relu in place": (torch.relu_, F.relu),
+    "relu6 in place": (lambda z: F.relu6(z, inplace=True), F.relu6),
+    "hardtanh in place": (lambda z: F.hardtanh(z, 0, 3, inplace=True), lambda z: F.hardtanh(z, 0, 3)),
+    "silu": (F.silu, F.silu),
+    "silu in place": (lambda z: F.silu(z, inplace=True), F.silu),
+}
+"""Activations, as used and out of place."""
+
+Step = Callable[[Function, Function, Tensor], Tensor]
+"""What is made of an activation, a layer and the layer's input."""
+
+
+def read_before(act: Function, layer: Function, x: Tensor) -> Tensor:
+    z = layer(x)
+    beside = z * 0.5
+    return torch.cat([act(z), beside], dim=1)
+
+
+def read_after(act: Function, layer: Function, x: Tensor) -> Tensor:
+    z = layer(x)
+    a = act(z.clone())
+    return torch.cat([a, z * 0.5], dim=1)
+
+
+def activated_twice(act: Function, layer: Function, x: Tensor) -> Tensor:
+    z = layer(x)
+    beside = F.gelu(z)
+    return act(z) + beside
+
+
+def added_to_itself(act: Function, layer: Function, x: Tensor) -> Tensor:
+    z = layer(x)
+    kept = z * 1.0
+    a = act(z)
+    a += kept
+    return a
+
+
+def read_through_a_transpose(act: Function, layer: Function, x: Tensor) -> Tensor:
+    z = layer(x)
+    beside = z.mT * 0.5
+    return torch.cat([act(z), beside], dim=1)
+
+
+def read_out_of_sight(act: Function, layer: Function, x: Tensor) -> Tensor:
+    z = layer(x)
+    a = act(z.clone())
+    with torch._C.DisableTorchFunction():
+        beside = z * 0.5
+    return torch.cat([a, beside], dim=1)
+
+
+def activated_as_a_transposed_view(act: Function, layer: Function, x: Tensor) -> Tensor:
+    z = layer(x)
+    beside = z * 0.5
+    return torch.cat([act(z.transpose(1, 2)).transpose(1, 2), beside], dim=1)
+
+
+def half_activated(act: Function, layer: Function, x: Tensor) -> Tensor:
+    z = layer(x)
+    beside = z[:, :2] * 0.5
+    return torch.cat([act(z[:, :2]), beside], dim=1)
+
+
+def activation_read_twice(act: Function, layer: Function, x: Tensor) -> Tensor:
+    z = layer(x)
+    a = act(z)
+    return torch.cat([a, a * 0.5], dim=1)
+
+
+READERS: dict[Step, Step] = {
+    read_before: lambda act, layer, x: torch.cat([act(layer(x)), layer(x) * 0.5], dim=1),
+    read_after: lambda act, layer, x: torch.cat([act(layer(x)), layer(x) * 0.5], dim=1),
+    activated_twice: lambda act, layer, x: act(layer(x)) + F.gelu(layer(x)),
+    added_to_itself: lambda act, layer, x: act(layer(x)) + layer(x),
+    read_through_a_transpose: lambda act, layer, x: torch.cat([act(layer(x)), layer(x).transpose(2, 3) * 0.5], dim=1),
+    read_out_of_sight: lambda act, layer, x: torch.cat([act(layer(x)), layer(x) * 0.5], dim=1),
+    activated_as_a_transposed_view: lambda act, layer, x: torch.cat([act(layer(x)), layer(x) * 0.5], dim=1),
+    half_activated: lambda act, layer, x: torch.cat([act(layer(x)[:, :2]), layer(x)[:, :2] * 0.5], dim=1),
+    activation_read_twice: lambda act, layer, x: torch.cat([act(layer(x)), act(layer(x)) * 0.5], dim=1),
+}
+
+
+class Net(nn.Module):
+    """A convolution behind a ReLU, with a batch norm or without, and what is made of it."""
+
+    def __init__(self, step: Step, act: Function, norm: bool) -> None:
+        super().__init__()
+        conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.layer = with_norm(conv, nn.BatchNorm2d(4)) if norm else conv
+        self.step, self.act = step, act
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.step(self.act, self.layer, F.relu(x)).flatten(1)
+
+
+SOME = ("lrp-0", "epsilon", "epsilon, relative", "z+", "alpha 2 beta 1", "gamma 0.25", "gamma 3, no bias", "flat")
+
+some_rules = pytest.mark.parametrize("rule", [RULES[name] for name in SOME], ids=SOME)
+
+
+def assert_twins(model: nn.Module, twin: nn.Module, x: Tensor, rule: Rule) -> None:
+    with torch.no_grad():
+        y = twin(x)
+        torch.testing.assert_close(model(x), y, rtol=1e-12, atol=1e-12)
+    seed = signed(*y.shape, seed=3)
+    for (relevance, books), (expected, books_of_twin) in zip(
+        relevances(model, x, seed, rule), relevances(twin, x, seed, rule), strict=True
+    ):
+        torch.testing.assert_close(relevance, expected, **CLOSE)
+        absorbed, expected = (
+            sum(sums for kinds in entries.values() for sums in kinds.values()) for entries in (books, books_of_twin)
+        )
+        torch.testing.assert_close(absorbed, expected, rtol=1e-9, atol=1e-9)
+
+
+@some_rules
+@pytest.mark.parametrize(("act", "plain"), IN_PLACE.values(), ids=IN_PLACE.keys())
+@pytest.mark.parametrize(("step", "twin"), READERS.items(), ids=[step.__name__ for step in READERS])
+@pytest.mark.parametrize("norm", [False, True], ids=["no norm", "norm"])
+def test_an_output_that_is_read_elsewhere(
+    step: Step, twin: Step, act: Function, plain: Function, norm: bool, rule: Rule
+) -> None:
+    x = signed(2, 3, 3, 3)
+    assert_twins(seeded(lambda: Net(step, act, norm)), seeded(lambda: Net(twin, plain, norm)), x, rule)
+
+
+def two_in_a_row(act: Function, layer: Function, x: Tensor) -> Tensor:
+    return act(act(layer(x)))
+
+
+def negated(act: Function, layer: Function, x: Tensor) -> Tensor:
+    return act(layer(x)).neg_()
+
+
+def sum_activated(act: Function, layer: Function, x: Tensor) -> Tensor:
+    return act(act(layer(x) + x[:, :1])).neg_()
+
+
+def pooled_before(act: Function, layer: Function, x: Tensor) -> Tensor:
+    y = layer(x) + x[:, :1]
+    pooled = F.max_pool2d(y, 2)
+    return act(y) + pooled
+
+
+def averaged_before(act: Function, layer: Function, x: Tensor) -> Tensor:
+    y = layer(x) + x[:, :1]
+    averaged = F.avg_pool2d(y, 3)
+    return act(y) + averaged
+
+
+def size_before(act: Function, layer: Function, x: Tensor) -> Tensor:
+    y = layer(x) + x[:, :1]
+    size = y.abs() + y.amax(dim=1, keepdim=True) + y.norm(dim=1, keepdim=True)
+    return act(y).neg_() + size
+
+
+def product_before(act: Function, layer: Function, x: Tensor) -> Tensor:
+    y = layer(x) + x[:, :1]
+    product = y * y
+    return act(y).neg_() + product
+
+
+def view_negated(act: Function, layer: Function, x: Tensor) -> Tensor:
+    y = act(layer(x) + x[:, :1])
+    y[:, :2].neg_()
+    return y
+
+
+def size_apart(act: Function, layer: Function, x: Tensor) -> Tensor:
+    y = layer(x) + x[:, :1]
+    return y.abs() + y.amax(dim=1, keepdim=True) + y.norm(dim=1, keepdim=True) - act(y)
+
+
+def product_apart(act: Function, layer: Function, x: Tensor) -> Tensor:
+    y = layer(x) + x[:, :1]
+    return y * y - act(y)
+
+
+CHANGED: dict[Step, Step] = {
+    two_in_a_row: lambda act, layer, x: act(act(layer(x))),
+    negated: lambda act, layer, x: -act(layer(x)),
+    sum_activated: lambda act, layer, x: -act(act(layer(x) + x[:, :1])),
+    pooled_before: lambda act, layer, x: act(layer(x) + x[:, :1]) + F.max_pool2d(layer(x) + x[:, :1], 2),
+    averaged_before: lambda act, layer, x: act(layer(x) + x[:, :1]) + F.avg_pool2d(layer(x) + x[:, :1], 3),
+    size_before: size_apart,
+    product_before: product_apart,
+    view_negated: lambda act, layer, x: act(layer(x) + x[:, :1]) * torch.tensor([-1.0, -1, 1, 1])[:, None, None],
+}
+
+
+@some_rules
+@pytest.mark.parametrize(("act", "plain"), IN_PLACE.values(), ids=IN_PLACE.keys())
+@pytest.mark.parametrize(("step", "twin"), CHANGED.items(), ids=[step.__name__ for step in CHANGED])
+def test_what_is_needed_for_the_way_back_may_be_changed_in_place(
+    step: Step, twin: Step, act: Function, plain: Function, rule: Rule
+) -> None:
+    x = signed(2, 3, 3, 3)
+    assert_twins(seeded(lambda: Net(step, act, False)), seeded(lambda: Net(twin, plain, False)), x, rule)
