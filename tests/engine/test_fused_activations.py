@@ -236,10 +236,10 @@ def assert_twins(model: nn.Module, twin: nn.Module, x: Tensor, rule: Rule) -> No
         relevances(model, x, seed, rule), relevances(twin, x, seed, rule), strict=True
     ):
         torch.testing.assert_close(relevance, expected, **CLOSE)
-        absorbed, expected = (
+        absorbed, absorbed_by_twin = (
             sum(sums for kinds in entries.values() for sums in kinds.values()) for entries in (books, books_of_twin)
         )
-        torch.testing.assert_close(absorbed, expected, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(absorbed, absorbed_by_twin, rtol=1e-9, atol=1e-9)
 
 
 @some_rules
