@@ -784,3 +784,25 @@ def test_single_precision_where_sums_cancel(kind: str, behind: type[nn.Module], 
     for n in range(2):
         expected, _, _ = slow(rule, m, x[n], y[n] * seed[n])
         assert (relevance[n] - expected).abs().sum() <= 1e-4 * expected.abs().sum()
+
+
+@every_rule
+@pytest.mark.parametrize("size", [1e4, 1e7], ids=str)
+@pytest.mark.parametrize("kind", ["hardly a positive part", "hardly a negative part", "any sign"])
+def test_single_precision_beside_a_much_larger_sample(kind: str, size: float, rule: Rule) -> None:
+    layer = seeded(lambda: nn.Linear(300, 12))
+    x = signed(2, 300)
+    with torch.no_grad():
+        if kind.startswith("hardly"):
+            layer.weight.abs_().mul_(1 if "negative" in kind else -1)
+            layer.weight[:, 0] *= -1e-4
+            x[0].abs_()  # the sums of the other sample keep their digits
+        layer.float().double()
+    x = x.float().double()
+    m = matrix_of(layer, (300,))
+    y = x[0] @ m.w + m.b
+    seed = signed(2, 12, seed=4).float().double()
+    beside = torch.stack([x[0], x[1] * size])
+    relevance, _, _ = propagate(copy.deepcopy(layer).float(), beside.float(), seed.float(), rule)
+    expected, _, _ = slow(rule, m, x[0], y * seed[0])
+    assert (relevance[0] - expected).abs().max() < 1e-4 * expected.abs().max()
