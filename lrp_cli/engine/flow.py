@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from lrp_cli.engine.books import Account, Books
+from lrp_cli.engine.books import Account, Books, per_sample
 from lrp_cli.engine.linear_maps import LinearMap
 
 Value = TypeVar("Value")
@@ -15,8 +15,12 @@ Value = TypeVar("Value")
 WIDE = 12
 """Contributions to an output from which on a product is worth saving; fewer (depthwise convolutions) cost little."""
 
-TOLERABLE = 1e-5
-"""Share of the relevance that rounding may misplace in the sums that are taken from differences."""
+ROUNDING = 16
+"""By how much a sum may be off, in units of the last place of its largest terms."""
+
+TOLERABLE = 84
+"""Share of the relevance that rounding may misplace in the sums that are taken from differences, in the same units:
+1e-5 in single precision."""
 
 
 @dataclass
@@ -60,6 +64,10 @@ class Flow:
         """The output; where ``is_rectified``, with zeros for negative values, where no relevance arrives."""
         return self.z.clamp(min=0) if self.is_rectified and self.out is not self.z else self.z
 
+    def is_positive(self, *, use_bias: bool) -> bool:
+        """Whether the sum of contributions, with the bias or without it, is known to be positive for all relevance."""
+        return self.is_rectified and (use_bias or self.map.bias is None)
+
     @property
     def relevance(self) -> Tensor:
         """R_j, shape of y; a new tensor each time, which may be overwritten."""
@@ -81,6 +89,10 @@ class Flow:
             shares: kind -> c, shape (channels,), or a number.
         """
         self.books.book_channels(self.account, self.map, s, shares)
+
+    def per_sample(self, relevance: Tensor) -> Tensor:
+        """Sum relevance, shape of y, over everything but the batch: shape (N,), float64."""
+        return per_sample(relevance.movedim(self.account.batch_dim, 0), self.books.samples)
 
     def once(self, name: str, compute: Callable[[], Value]) -> Value:
         """Return what ``compute`` makes of x and y, computed once for all targets of a forward pass."""
@@ -163,29 +175,32 @@ class Halves:
     is_precise: bool
 
 
-def halves(flow: Flow, z: Tensor, offset: Tensor, *, both: bool) -> Halves | None:
+def halves(flow: Flow, z: Tensor, offset: Tensor, *, both: bool, is_positive: bool) -> Halves | None:
     """Return the sums of contributions by their sign (:class:`Halves`).
 
     Where one of them is small against A_j, little is left of its digits; None is returned where that would misplace
-    more than :data:`TOLERABLE` of the relevance, or where a product is not worth saving.
+    more than :data:`TOLERABLE` of a sample's relevance, or where a product is not worth saving.
 
     Args:
         flow: the layer call.
         z: the sum of all contributions, shape of y, with the bias or without.
         offset: what is added to A_j, shape (channels,): the size of the bias, if it is in z, and twice the stabiliser.
         both: whether the negative sum matters, too.
+        is_positive: whether z is positive wherever relevance arrives.
     """
     if flow.map.fan_in < WIDE or flow.map.products is not None:  # z is not of the precision of A_j
         return None
-    found = flow.once("halves", lambda: _halves(flow, z, offset, both))
-    return found if found.is_precise or _loss(flow, z, found) <= TOLERABLE else None
+    found = flow.once("halves", lambda: _halves(flow, z, offset, both, is_positive))
+    if found.is_precise or _loss(flow, z, found, is_positive) <= TOLERABLE * torch.finfo(z.dtype).eps:
+        return found
+    return None
 
 
-def _halves(flow: Flow, z: Tensor, offset: Tensor, both: bool) -> Halves:
+def _halves(flow: Flow, z: Tensor, offset: Tensor, both: bool, is_positive: bool) -> Halves:
     x = flow.x if flow.is_non_negative else flow.x.abs()
     spread = flow.map.apply(x, flow.map.transformed("absolute"), offset)
-    keeps_digits = 1 - _rounding(z) / TOLERABLE  # |z| up to this share of A_j leaves enough of them
-    is_precise = flow.is_rectified or bool(torch.add(z, spread, alpha=keeps_digits).min() >= 0)
+    keeps_digits = 1 - ROUNDING / TOLERABLE  # |z| up to this share of A_j leaves enough of them
+    is_precise = is_positive or bool(torch.add(z, spread, alpha=keeps_digits).min() >= 0)
     if not both:
         positive, negative = spread.add_(z), None
     else:
@@ -203,21 +218,19 @@ def _halves(flow: Flow, z: Tensor, offset: Tensor, both: bool) -> Halves:
     return Halves(positive, negative, is_precise)
 
 
-def _loss(flow: Flow, z: Tensor, found: Halves) -> float:
-    """Return which share of the relevance is misplaced by rounding, at most."""
+def _loss(flow: Flow, z: Tensor, found: Halves, is_positive: bool) -> float:
+    """Return which share of a sample's relevance is misplaced by rounding, at most."""
     relevance = flow.relevance.abs_()
-    total = relevance.sum().clamp(min=torch.finfo(z.dtype).tiny)
+    total = flow.per_sample(relevance).clamp(min=torch.finfo(z.dtype).tiny)
     if found.negative is None:  # A_j / (z_j + A_j) = 1 - z_j / (z_j + A_j)
         lost = torch.div(z, found.positive).neg_().add_(1).mul_(_rounding(z))
-    elif (
-        flow.is_rectified
-    ):  # the negative sum is the smaller one: A_j / (A_j - z_j) = (1 - (z_j + A_j) / (z_j - A_j)) / 2
+    elif is_positive:  # the negative sum is the smaller one: A_j / (A_j - z_j) = (1 - (z_j + A_j) / (z_j - A_j)) / 2
         lost = torch.div(found.positive, found.negative).neg_().add_(1).mul_(_rounding(z) / 2)
     else:
         smaller = torch.minimum(found.positive, -found.negative)
         lost = (found.positive - z).mul_(_rounding(z)).div_(smaller)
-    return float(lost.clamp_(max=1).mul_(relevance).sum() / total)
+    return float((flow.per_sample(lost.clamp_(max=1).mul_(relevance)) / total).max())
 
 
 def _rounding(z: Tensor) -> float:
-    return 16 * torch.finfo(z.dtype).eps
+    return ROUNDING * torch.finfo(z.dtype).eps

@@ -24,6 +24,7 @@ from lrp_cli.engine.operations.registry import (
     NON_NEGATIVE,
     QUESTIONS,
     REORDERING,
+    SAVES_NOTHING,
 )
 from lrp_cli.engine.operations.unknown import unknown
 from lrp_cli.engine.run import Run
@@ -106,10 +107,11 @@ class Interception(TorchFunctionMode):
             return result
         if not run.carries(source):  # the transpose of a parameter
             return result.detach()
-        tag = tag_of(source, run)
+        tag = tagged(source, run)
+        tag.uses.count += 1
         if name in REORDERING:
-            tagged(result, run).batch_dim = _place_of(tag.batch_dim if tag else 0, source.dim(), func)
-        if name in KEEPS_GATES and run.is_gate(source):
+            tagged(result, run).batch_dim = _place_of(tag.batch_dim, source.dim(), func)
+        if name in KEEPS_GATES and tag.is_gate:
             tagged(result, run).is_gate = True
         return result
 
@@ -151,6 +153,10 @@ class Interception(TorchFunctionMode):
             self._hand_on_bounds(func, args, kwargs, result)
         self._hand_on_layout(name, func, args, kwargs, carriers, result)
         self._hand_on_sign(name, args, kwargs, carriers, result)
+        if name not in SAVES_NOTHING:
+            for tensor in (*carriers, *tensors_in(result)):
+                if run.carries(tensor):
+                    run.note_kept(tensor)
         return result
 
     def _hand_on_sign(self, name: str, args: Any, kwargs: Any, carriers: list[Tensor], result: Any) -> None:
@@ -237,7 +243,8 @@ class Interception(TorchFunctionMode):
         if name in {"setitem", "copy", "fill", "zero"}:
             return self._overwrite(name, func, args, kwargs, kept is not None)
         # After a ReLU, what was negative carries no relevance: a layer's kept output may lose it.
-        safe = kept is None or (kept == "output" and name == "relu" and tag is not None and tag.uses.count == 0)
+        is_unread = tag is not None and tag.uses.count == 0 and target._base is None
+        safe = kept is None or (kept == "output" and name == "relu" and is_unread)
         if safe and name in HOMOGENEOUS and run.carries(target) and run.trace is None:
             return self._write_in_place(name, func, args, kwargs, target)
         function = _OUT_OF_PLACE.get(name) or _out_of_place(func)
@@ -253,6 +260,8 @@ class Interception(TorchFunctionMode):
             supersede(target, result, self.run)
         else:
             result = torch.relu_(target) if name == "relu" else func(*args, **kwargs)
+            if name not in SAVES_NOTHING:
+                self.run.note_kept(result)
         if name == "relu":
             self.run.note_non_negative(result)
         return result

@@ -120,7 +120,7 @@ class Epsilon(Rule):
             flow.book_shares(s, {EPSILON: self.epsilon} if bias is None else {EPSILON: self.epsilon, BIAS: bias})
             return flow.map.hand_down(s, flow.x)
         # R_j / (z_j + epsilon sign(z_j)) is R_j / (|z_j| + epsilon), with the sign of z_j.
-        z = flow.y if self.use_bias else flow.total
+        z = flow.z if self.use_bias else flow.total
         epsilon = self._scale(z)
         ratio = flow.relevance_over(z.abs().add_(epsilon), is_scratch=True)
         if isinstance(epsilon, Tensor):
@@ -187,16 +187,17 @@ class AlphaBeta(Rule):
 
 def _by_sign(flow: Flow, alpha: float, beta: float, stabiliser: float, use_bias: bool) -> Tensor:
     """Hand alpha times the relevance to the positive contributions and -beta times to the negative ones."""
-    bias = flow.map.bias if use_bias else None
+    bias, is_positive = flow.map.bias if use_bias else None, flow.is_positive(use_bias=use_bias)
     # Non-negative inputs take one product with w+ as it is; inputs of both signs would take two.
     if beta or not flow.is_non_negative:
         z = flow.y if use_bias else flow.total
-        found = halves(flow, z, _offset(flow, None if bias is None else bias.abs(), 2 * stabiliser), both=bool(beta))
+        offset = _offset(flow, None if bias is None else bias.abs(), 2 * stabiliser)
+        found = halves(flow, z, offset, both=bool(beta), is_positive=is_positive)
         if found is not None:
             return _by_halves(flow, found, alpha, beta, stabiliser, bias)
 
     def hand_down(factor: float, contributions: Contributions, part: Tensor | None, stabiliser: float) -> Tensor:
-        is_sure = flow.is_rectified and stabiliser > 0 and (use_bias or flow.map.bias is None)  # z > 0, so z+ > 0
+        is_sure = is_positive and stabiliser > 0  # z > 0, so z+ > 0
         s = _shared_out(flow, contributions.sum(), stabiliser, factor=factor, is_sure=is_sure)
         flow.book_shares(s, {EPSILON: stabiliser} if part is None else {EPSILON: stabiliser, BIAS: part})
         return contributions.pull(s)
@@ -261,7 +262,7 @@ class Gamma(Rule):
         if not self.gamma:
             return Epsilon(self.stabiliser, use_bias=self.use_bias).propagate(flow)
         bias = flow.map.bias if self.use_bias else None
-        if flow.is_non_negative and flow.is_rectified and (self.use_bias or flow.map.bias is None):
+        if flow.is_non_negative and flow.is_positive(use_bias=self.use_bias):
             return self._on_one_side(flow, bias)
         return self._on_both_sides(flow, bias)
 
@@ -284,7 +285,7 @@ class Gamma(Rule):
         size = None if bias is None else bias.abs()
         size_of_z = flow.once("gamma", lambda: self._denominator(flow, z, size))
         relative = flow.relevance_over(size_of_z, is_scratch=flow.is_last)
-        s = relative if flow.is_rectified else relative * z.sign()
+        s = relative if flow.is_positive(use_bias=self.use_bias) else relative * z.sign()
         shares: dict[str, Tensor | float] = {EPSILON: self.stabiliser}
         if bias is not None and size is not None:
             flow.book_shares(s, {BIAS: (1 + half) * bias})
@@ -297,7 +298,8 @@ class Gamma(Rule):
         half = self.gamma / 2
         x = flow.x if flow.is_non_negative else flow.x.abs()
         spread = flow.map.apply(x, flow.map.transformed("absolute"), _offset(flow, size, self.stabiliser / half))
-        return spread.mul_(half).add_(z if flow.is_rectified else z.abs(), alpha=1 + half)
+        size_of_sum = z if flow.is_positive(use_bias=self.use_bias) else z.abs()
+        return spread.mul_(half).add_(size_of_sum, alpha=1 + half)
 
 
 @dataclass(frozen=True)

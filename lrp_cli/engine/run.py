@@ -99,10 +99,14 @@ class Run:
 
     def keep(self, tensor: Tensor) -> Tensor:
         """Return the tensor for use on the way back, safe from operations in place."""
+        self.note_kept(tensor)
+        return tensor.detach()
+
+    def note_kept(self, tensor: Tensor) -> None:
+        """Note that the tensor's values are kept for the way back: operations in place are done out of place."""
         tagged(tensor, self).kept = "any"
         if tensor._base is not None:
             tagged(tensor._base, self).kept = "any"
-        return tensor.detach()
 
     def constant(self, value: Tensor | float, like: Tensor) -> Tensor:
         """Return a constant as a tensor of ``like``'s shape whose share of the relevance goes to the books."""

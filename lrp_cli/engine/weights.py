@@ -55,7 +55,14 @@ class WeightCache:
         found = self._derived.get(key)
         if found is None or found.parameter() is not parameter:
             self._forget(key)
-            found = self._derived[key] = _Derived(ref(parameter, lambda _: self._forget(key)))
+            cache = ref(self)  # else the cache would hold itself
+
+            def forget(_: "ref[Tensor]") -> None:
+                alive = cache()
+                if alive is not None:
+                    alive._forget(key)
+
+            found = self._derived[key] = _Derived(ref(parameter, forget))
         return found.tensors
 
     def _forget(self, key: int) -> None:

@@ -674,3 +674,135 @@ def test_cache_stays_within_its_bound_and_without_one_nothing_changes() -> None:
         for _ in range(2):
             assert torch.equal(propagate(model, x, seed, AlphaBeta(), cache=cache)[0], expected)
             assert cache.used_bytes <= limit
+
+
+# Few contributions of a sign, or none
+
+
+def one_sided(fan_in: int, positive: bool) -> nn.Linear:
+    """Return a layer of contributions of one sign only to each neuron, from inputs that are not negative."""
+    layer = seeded(lambda: nn.Linear(fan_in, 6))
+    with torch.no_grad():
+        layer.weight.abs_().mul_(1 if positive else -1)
+        layer.bias.abs_().mul_(1 if positive else -1)
+        layer.weight[-1] = 0
+        layer.weight[-2, 0] *= -1
+    return layer
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("behind", [nn.Identity, nn.ReLU, nn.SiLU], ids=["plain", "relu", "silu"])
+@pytest.mark.parametrize("positive", [True, False], ids=["no negative ones", "no positive ones"])
+@pytest.mark.parametrize("fan_in", [5, 150], ids=["narrow", "wide"])
+@pytest.mark.parametrize("use_bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize("kind", [AlphaBeta, ZPlus, Gamma])
+def test_contributions_of_one_sign_only(
+    kind: Callable[..., Rule], use_bias: bool, fan_in: int, positive: bool, behind: type[nn.Module], dtype: torch.dtype
+) -> None:
+    rule = kind(use_bias=use_bias)
+    layer = one_sided(fan_in, positive)
+    x = signed(3, fan_in).abs()
+    x[0] = 0
+    model = nn.Sequential(nn.ReLU(), layer, behind()).eval()
+    with torch.no_grad():
+        y, m = model(x), matrix_of(layer, (fan_in,))
+    seed = signed(3, 6, seed=2)
+    relevance, output, entries = propagate(model.to(dtype), x.to(dtype), seed.to(dtype), rule)
+    assert relevance.isfinite().all()
+    absorbed = sum(sums for kinds in entries.values() for sums in kinds.values())
+    scores = (output * seed.to(dtype)).double().sum(dim=1)
+    total = relevance.double().sum(dim=1) + absorbed
+    precise = dtype == torch.float64
+    size = relevance.abs().sum().item() + scores.abs().sum().item()
+    torch.testing.assert_close(total, scores, rtol=0, atol=size * (1e-12 if precise else 1e-5))
+    for n in range(3):
+        expected, _, _ = slow(rule, m, x[n], y[n] * seed[n])
+        error = (relevance[n] - expected).abs().max()
+        assert error <= (1e-9 if precise else 1e-4) * expected.abs().sum() + 1e-12
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("use_bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize("fan_in", [2, 40], ids=["narrow", "wide"])
+@pytest.mark.parametrize("kind", [Gamma, ZPlus, AlphaBeta])
+@pytest.mark.parametrize("sign_of_bias", [1, -1])
+def test_a_denominator_that_the_bias_makes_zero(
+    sign_of_bias: int, kind: Callable[..., Rule], fan_in: int, use_bias: bool, dtype: torch.dtype
+) -> None:
+    """With no input at all, the bias is the output, and it may be minus the stabiliser."""
+    layer = fixed_linear([[1.0] * fan_in, [-1.0] * fan_in, [1.0] * fan_in], [0.5 * sign_of_bias, 0.5, 0.0])
+    rule = kind(stabiliser=0.5, use_bias=use_bias)
+    model = nn.Sequential(nn.ReLU(), layer, nn.ReLU()).to(dtype).eval()
+    for x in (-torch.ones(2, fan_in, dtype=dtype), torch.ones(2, fan_in, dtype=dtype)):
+        for keep in (True, False):
+            propagation = Propagation(model, x, Only(rule))
+            propagated = propagation.propagate(torch.ones(2, 3), keep=keep)
+            absorbed = propagated.books.total()
+            assert propagated.relevance.isfinite().all()
+            torch.testing.assert_close(
+                propagated.relevance.double().sum(1) + absorbed,
+                propagation.logits.double().sum(1),
+                rtol=1e-5,
+                atol=1e-5,
+            )
+
+
+def test_an_output_of_exactly_zero_that_its_bias_makes_up_for() -> None:
+    """Without the bias the positive sum is zero, and all of it is rounding where it is a difference."""
+    layer = fixed_linear([[-4.0] * 16, [1.0] * 16], [64.0, 0.0])
+    model = nn.Sequential(nn.ReLU(), layer, nn.ReLU()).float().eval()
+    for rule in (AlphaBeta(use_bias=False), Gamma(use_bias=False), ZPlus(use_bias=False)):
+        relevance, _, _ = propagate(model, torch.ones(2, 16), torch.ones(2, 2), rule)
+        assert relevance.isfinite().all()
+
+
+@every_rule
+@pytest.mark.parametrize("behind", [nn.Identity, nn.ReLU, nn.GELU], ids=["plain", "relu", "gelu"])
+@pytest.mark.parametrize("kind", ["any sign", "not negative", "a large bias"])
+def test_single_precision_where_sums_cancel(kind: str, behind: type[nn.Module], rule: Rule) -> None:
+    """Sums of large numbers that nearly cancel, with what is left of them carrying relevance."""
+    if isinstance(rule, ZBox) and kind != "any sign":
+        pytest.skip("z-box is for the model's input")
+    layer = seeded(lambda: nn.Linear(256, 24))
+    x = signed(2, 256) if kind == "any sign" else signed(2, 256).abs()
+    with torch.no_grad():
+        layer.weight[:, 1::2] = -layer.weight[:, ::2] * x[0, ::2] / x[0, 1::2]
+        layer.weight.add_(signed(24, 256, seed=5) * 1e-3)
+        if kind == "a large bias":
+            layer.weight.abs_().neg_()
+            layer.weight[:, 0] *= -1
+            layer.bias.copy_(-(x @ layer.weight.T).min(dim=0).values + 1)
+        layer.float().double()
+    x = x.float().double()
+    m = matrix_of(layer, (256,))
+    entrance = nn.Identity() if kind == "any sign" else nn.ReLU()
+    model = nn.Sequential(entrance, layer, behind()).eval()
+    with torch.no_grad():
+        y = model(x)
+    seed = signed(2, 24, seed=4).float().double()
+    relevance, _, _ = propagate(copy.deepcopy(model).float(), x.float(), seed.float(), rule)
+    for n in range(2):
+        expected, _, _ = slow(rule, m, x[n], y[n] * seed[n])
+        assert (relevance[n] - expected).abs().sum() <= 1e-4 * expected.abs().sum()
+
+
+@every_rule
+@pytest.mark.parametrize("size", [1e4, 1e7], ids=str)
+@pytest.mark.parametrize("kind", ["hardly a positive part", "hardly a negative part", "any sign"])
+def test_single_precision_beside_a_much_larger_sample(kind: str, size: float, rule: Rule) -> None:
+    layer = seeded(lambda: nn.Linear(300, 12))
+    x = signed(2, 300)
+    with torch.no_grad():
+        if kind.startswith("hardly"):
+            layer.weight.abs_().mul_(1 if "negative" in kind else -1)
+            layer.weight[:, 0] *= -1e-4
+            x[0].abs_()  # the sums of the other sample keep their digits
+        layer.float().double()
+    x = x.float().double()
+    m = matrix_of(layer, (300,))
+    y = x[0] @ m.w + m.b
+    seed = signed(2, 12, seed=4).float().double()
+    beside = torch.stack([x[0], x[1] * size])
+    relevance, _, _ = propagate(copy.deepcopy(layer).float(), beside.float(), seed.float(), rule)
+    expected, _, _ = slow(rule, m, x[0], y * seed[0])
+    assert (relevance[0] - expected).abs().max() < 1e-4 * expected.abs().max()

@@ -197,6 +197,7 @@ def _merge(linear_map: LinearMap, statistics: Callable[[], tuple[Tensor, Tensor]
     return replace(
         linear_map,
         scale=linear_map.derived((version, "scale"), merged_scale),
-        bias=linear_map.derived((version, "bias"), merged_bias),
+        # The layer's own bias may change without its weight, which is what the cache looks at.
+        bias=merged_bias() if linear_map.bias is not None else linear_map.derived((version, "bias"), merged_bias),
         origin=(linear_map.origin, version),
     )

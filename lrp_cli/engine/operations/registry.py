@@ -121,6 +121,14 @@ KEEPS_SIGNS = (
 )
 """Operations with no negative value in their result if there is none in any operand."""
 
+SAVES_NOTHING = (
+    _SHAPES
+    | _names("linear addmm batch_norm conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d")
+    | _names("sum mean neg positive add sub rsub cat stack hstack vstack dstack where")
+    | _names("dropout dropout1d dropout2d dropout3d feature_dropout alpha_dropout feature_alpha_dropout")
+)
+"""Operations after which autograd needs neither operands nor result for the way back, or whose nodes see to it."""
+
 CONVENTIONS = {
     **dict.fromkeys(ACTIVATIONS, "identity"),
     **dict.fromkeys(["sigmoid", "hardsigmoid", "tanh"], "identity"),

@@ -1,0 +1,95 @@
+"""The cache of derived weights: what it counts, and that it never mistakes one tensor for another."""
+
+import gc
+from collections.abc import Iterator
+
+import pytest
+import torch
+from test_rules import lively, propagate, seeded, signed
+from torch import Tensor, nn
+
+from lrp_cli.engine.rules import Gamma, ZPlus
+from lrp_cli.engine.weights import WeightCache
+
+
+@pytest.fixture(autouse=True)
+def without_garbage_collector() -> Iterator[None]:
+    was_on = gc.isenabled()
+    gc.disable()
+    yield
+    if was_on:
+        gc.enable()
+
+
+def test_an_entry_dies_with_its_parameter_and_gives_its_bytes_back() -> None:
+    cache = WeightCache()
+    stays, goes = nn.Parameter(torch.ones(4)), nn.Parameter(torch.ones(3, 5))
+    cache.get(stays, "double", lambda: stays * 2)
+    assert cache.used_bytes == 4 * 4
+    for name in ("double", "triple"):
+        cache.get(goes, name, lambda: torch.ones(3, 5))
+    assert cache.used_bytes == 4 * 4 + 2 * 15 * 4
+    del goes
+    assert cache.used_bytes == 4 * 4
+    kept = cache.get(stays, "double", lambda: pytest.fail("it is in the cache"))
+    assert torch.equal(kept, torch.full((4,), 2.0))
+
+
+def test_a_changed_parameter_takes_the_place_of_its_former_self() -> None:
+    cache, parameter = WeightCache(), nn.Parameter(torch.ones(4))
+    for factor in (1.0, 3.0, 5.0):
+        with torch.no_grad():
+            parameter.fill_(factor)
+        assert torch.equal(cache.get(parameter, "double", lambda: parameter.detach() * 2), torch.full((4,), 2 * factor))
+        assert cache.used_bytes == 4 * 4
+
+
+def test_a_new_tensor_at_the_same_id_is_another_tensor() -> None:
+    """Python gives an object the id of one that is gone, and torch gives it its memory."""
+    cache, same = WeightCache(), 0
+
+    def made(value: float) -> Tensor:
+        return nn.Parameter(torch.full((7,), value))
+
+    seen: set[tuple[int, int]] = set()
+    for value in range(50):
+        parameter = made(float(value))
+        place = id(parameter), parameter.data_ptr()
+        same += place in seen
+        seen.add(place)
+        assert cache.get(parameter, "itself", lambda p=parameter: p.detach().clone())[0].item() == value
+        assert cache.used_bytes == 7 * 4
+        del parameter
+        assert cache.used_bytes == 0
+    assert same > 0
+
+
+def test_entries_that_are_gone_make_room() -> None:
+    cache = WeightCache(limit_bytes=40)
+    first, second = nn.Parameter(torch.ones(10)), nn.Parameter(torch.ones(10))
+    cache.get(first, "double", lambda: torch.ones(10))
+    calls = []
+    for _ in range(2):
+        cache.get(second, "double", lambda: calls.append(1) or second.detach() * 2)
+    assert len(calls) == 2
+    del first
+    for _ in range(2):
+        cache.get(second, "double", lambda: calls.append(1) or second.detach() * 2)
+    assert len(calls) == 3
+    assert cache.used_bytes == 40
+
+
+@pytest.mark.parametrize("rule", [ZPlus(), Gamma()], ids=["z+", "gamma"])
+@pytest.mark.parametrize("name", ["0.weight", "0.bias", "1.weight", "1.bias", "1.running_mean", "1.running_var"])
+def test_a_tensor_put_in_the_place_of_another(name: str, rule: ZPlus | Gamma) -> None:
+    model = seeded(lambda: nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3)))
+    lively(model[1])
+    x, seed, cache = signed(1, 2, 4, 4).abs(), torch.ones(1, 12).double(), WeightCache()
+    module, attribute = model[int(name[0])], name[2:]
+    is_parameter = isinstance(getattr(module, attribute), nn.Parameter)
+    for factor in (1.0, 2.0, 0.5, 3.0):
+        values = getattr(module, attribute).detach().clone() * factor
+        setattr(module, attribute, None)
+        setattr(module, attribute, nn.Parameter(values.clone()) if is_parameter else values.clone())
+        found = propagate(model, x, seed, rule, cache=cache)[0]
+        assert torch.equal(found, propagate(model, x, seed, rule, cache=WeightCache())[0])
