@@ -147,8 +147,9 @@ def supersede(tensor: Tensor, result: Tensor, run: "Run") -> Tensor:
     Raises:
         EngineError: the tensor is a view of another kind than a part of what it is a view of.
     """
-    if result is tensor:  # dropout in eval mode returns what it was given
-        return tensor
+    own = tag_of(tensor, run)
+    if result is tensor or (own is not None and own is tag_of(result, run)):  # dropout in eval mode does nothing
+        return result
     base = tensor._base
     if base is None:
         tagged(tensor, run).now = result
