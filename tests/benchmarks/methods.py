@@ -1,5 +1,6 @@
 """What is measured: gradient times input, lrp's presets, and the same rules in other libraries, each on one batch."""
 
+import copy
 from collections.abc import Callable
 from importlib.util import find_spec
 
@@ -35,16 +36,19 @@ def network(name: str) -> nn.Module:
 
 
 def methods(name: str, net: nn.Module, x: Tensor) -> dict[str, Method]:
-    """Return every method that can be run on a network: name -> a call that explains the batch ``x`` once."""
+    """Return every method that can be run on a network: name -> a call that explains the batch ``x`` once.
+
+    Other libraries get copies of the network: some leave it changed where they fail.
+    """
     target = net(x[:1]).argmax(dim=1).expand(len(x))
     found: dict[str, Method] = {"gradient x input": lambda: _gradient_times_input(net, x, target)}
     found |= _lrp(name, net, x, target)
     if find_spec("zennit"):
-        found |= _zennit(net, x, target)
+        found |= _zennit(copy.deepcopy(net), x, target)
     if find_spec("captum"):
-        found |= _captum(net, x, target)
+        found |= _captum(copy.deepcopy(net), x, target)
     if find_spec("autolrp"):
-        found |= _autolrp(net, x, target)
+        found |= _autolrp(copy.deepcopy(net), x, target)
     return found
 
 
