@@ -35,20 +35,21 @@ def network(name: str) -> nn.Module:
     return net.eval().requires_grad_(False)
 
 
-def methods(name: str, net: nn.Module, x: Tensor) -> dict[str, Method]:
+def methods(name: str, net: nn.Module, x: Tensor, *, apart: bool = True) -> dict[str, Method]:
     """Return every method that can be run on a network: name -> a call that explains the batch ``x`` once.
 
-    Other libraries get copies of the network: some leave it changed where they fail.
+    ``apart`` gives other libraries copies of the network: some leave it changed where they fail.
     """
+    copied = copy.deepcopy if apart else lambda net: net
     target = net(x[:1]).argmax(dim=1).expand(len(x))
     found: dict[str, Method] = {"gradient x input": lambda: _gradient_times_input(net, x, target)}
     found |= _lrp(name, net, x, target)
     if find_spec("zennit"):
-        found |= _zennit(copy.deepcopy(net), x, target)
+        found |= _zennit(copied(net), x, target)
     if find_spec("captum"):
-        found |= _captum(copy.deepcopy(net), x, target)
+        found |= _captum(copied(net), x, target)
     if find_spec("autolrp"):
-        found |= _autolrp(copy.deepcopy(net), x, target)
+        found |= _autolrp(copied(net), x, target)
     return found
 
 

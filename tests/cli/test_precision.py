@@ -46,7 +46,7 @@ def test_a_run_in_bfloat16_passes_verification(lrp, tmp_path: Path) -> None:
 def test_inspection_in_each_type(lrp) -> None:
     errors = {}
     for dtype in ("float64", "float32", "bfloat16"):
-        result = lrp("inspect", CAT, "-c", "epsilon-gamma-box", "--dtype", dtype, "--json")
+        result = lrp("inspect", CAT, "-c", "epsilon", "--dtype", dtype, "--json")
         assert result.code == 0
         errors[dtype] = json.loads(result.out)["books_error"]
     assert errors["float64"] < 1e-10
