@@ -79,3 +79,10 @@ def test_the_books_of_the_whole_zoo(lrp: Any) -> None:
         found = inspected(lrp, "--model", name, "--weights", "random")
         assert found["books_error"] < 1e-3, name
         assert found["amplification"] < 20, name
+
+
+@pytest.mark.parametrize("model", ["efficientnet_b0", "mobilenet_v3_small", "squeezenet1_1", "alexnet"])
+def test_dropout_in_place_is_no_change_in_place(lrp, model: str) -> None:
+    result = lrp("inspect", "--model", model, "--weights", "random", "--config", "epsilon", "--json")
+    assert result.code == 0
+    assert json.loads(result.out)["books_error"] < 1e-4
