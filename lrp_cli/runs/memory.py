@@ -12,7 +12,8 @@ def keep_freed_memory() -> None:
 
     A network asks for the same sizes again and again. By default glibc hands large blocks back to the system each time,
     which clears every page before it lends it again: a fifth to almost half of the time of explaining a batch with the
-    default model, as measured on one and on two processor cores. The peak is the same, but memory is not returned before the end, so this is for a command, not for a library.
+    default model, as measured on one and on two processor cores. The peak is the same, but memory is not returned
+    before the end, so this is for a command, not for a library.
     C libraries other than glibc are left as they are.
     """
     try:
