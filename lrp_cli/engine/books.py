@@ -47,17 +47,44 @@ def per_sample(relevance: Tensor, samples: int) -> Tensor:
     return flat.reshape(samples, -1, row).sum(dim=2).sum(dim=1, dtype=torch.float64)
 
 
+class _Open(NamedTuple):
+    """What is entered once somebody looks into the books: ``sum_c sums_c share_c``, sums of shape (N, channels)."""
+
+    account: Account
+    kind: str
+    sums: Tensor
+    share: Tensor | float
+
+    def factors(self) -> Tensor:
+        """Return one factor a channel, shape (channels,), float64."""
+        if isinstance(self.share, Tensor):
+            return self.share.double()
+        return self.sums.new_full(self.sums.shape[1:], self.share, dtype=torch.float64)
+
+
 @dataclass
 class Books:
     """What every layer absorbed in one backward pass.
 
     Attributes:
         samples: N, the number of samples in the batch.
-        entries: account -> kind of absorption -> relevance absorbed, shape (N,), float64; top layer first.
     """
 
     samples: int
-    entries: dict[Account, dict[str, Tensor]] = field(default_factory=dict)
+    _entries: dict[Account, dict[str, Tensor]] = field(default_factory=dict)
+    _open: list[_Open] = field(default_factory=list)
+
+    @property
+    def entries(self) -> Mapping[Account, Mapping[str, Tensor]]:
+        """Account -> kind of absorption -> relevance absorbed, shape (N,), float64; top layer first."""
+        if self._open:  # all at once: a few operations instead of a few for every layer
+            sums = torch.cat([item.sums for item in self._open], dim=1).double()
+            shares = sums.mul_(torch.cat([item.factors() for item in self._open]))
+            of_each = torch.split(shares, [item.sums.shape[1] for item in self._open], dim=1)
+            for item, share in zip(self._open, of_each, strict=True):
+                self._enter(item.account, item.kind, share.sum(dim=1))
+            self._open = []
+        return self._entries
 
     def book(self, account: Account, kind: str, relevance: Tensor, factor: Tensor | None = None) -> None:
         """Add relevance, times a factor that broadcasts if one is given, to what is absorbed on an account."""
@@ -89,12 +116,12 @@ class Books:
             shares: kind -> c, shape (channels,), or a number.
         """
         s = s.movedim(account.batch_dim, 0) if account.batch_dim else s
-        sums = layer.sums(s, self.samples).double()
-        for kind, share in shares.items():
-            self._enter(account, kind, sums @ share.double() if isinstance(share, Tensor) else sums.sum(dim=1) * share)
+        sums = layer.sums(s, self.samples)
+        self._entries.setdefault(account, {})
+        self._open += [_Open(account, kind, sums, share) for kind, share in shares.items()]
 
     def _enter(self, account: Account, kind: str, sums: Tensor) -> None:
-        kinds = self.entries.setdefault(account, {})
+        kinds = self._entries.setdefault(account, {})
         kinds[kind] = kinds[kind] + sums if kind in kinds else sums
 
     def _dot(self, relevance: Tensor, factor: Tensor) -> Tensor:
