@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lrp_cli.engine.books import Books
+from lrp_cli.engine.plans import Plans
 from lrp_cli.engine.propagation import Propagation
 from lrp_cli.engine.trace import Trace
 from lrp_cli.engine.weights import WeightCache
@@ -118,6 +119,7 @@ class Explainer:
         self._on_unknown = on_unknown
         self._products = products
         self._cache = WeightCache()
+        self._plans = Plans()
 
     def explain(self, x: Tensor, target: Target = None, *, versus: Versus = None, seed: str = "logit") -> Explanation:
         """Explain one score of every sample.
@@ -151,6 +153,7 @@ class Explainer:
             cache=self._cache,
             products=self._products,
             trace=trace,
+            plans=self._plans,
         )
         tolerances = (BALANCE.get(dtype, ROUGH_BALANCE) for dtype in (x.dtype, self._products or x.dtype))
         return ForwardPass(propagation, max(tolerances))

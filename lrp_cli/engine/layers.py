@@ -8,12 +8,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
+from lrp_cli.engine.books import Account
 from lrp_cli.engine.flow import Flow
 from lrp_cli.engine.linear_maps import LinearMap
 from lrp_cli.engine.rules import OutputUse, Rule, per_unit
 
 if TYPE_CHECKING:
     from lrp_cli.engine.run import Run
+
+Compute = Callable[[Tensor], Tensor]
+"""Makes the result of an operation of its input."""
 
 CONVOLUTION, LINEAR, BATCH_NORM = "convolution", "linear", "batch_norm"
 
@@ -57,7 +61,7 @@ class Activation:
         is_relu: whether it does nothing else.
     """
 
-    function: Callable[[Tensor], Tensor]
+    function: Compute
     rectifies: bool = False
     is_relu: bool = False
 
@@ -75,10 +79,11 @@ class LayerCall:
         make_map: Callable[[], LinearMap],
         x: Tensor,
         bounds: tuple[Tensor, Tensor] | None = None,
+        account: Account | None = None,
     ) -> None:
         self.run = run
         self.layer = layer
-        self.account = run.account(x)._replace(layer=layer.name)
+        self.account = account or run.account(x)._replace(layer=layer.name)
         self.x = run.keep(x)
         self.bounds = bounds
         self.is_non_negative = run.is_non_negative(x)
@@ -166,11 +171,30 @@ class LayerCall:
             self._replaces._release()
 
 
+@dataclass(frozen=True)
+class Made:
+    """What a handler made of an operation: a layer, or what goes together with the layer in front of it.
+
+    Attributes:
+        call: the layer; where a batch norm follows one, the two as one.
+        compute: makes the operation's result of its input; None for an activation.
+        follows: the layer in front of a batch norm or an activation.
+        activation: the activation, if it is one.
+        in_place: whether the activation overwrote the layer's output.
+    """
+
+    call: LayerCall
+    compute: Compute | None
+    follows: LayerCall | None = None
+    activation: Activation | None = None
+    in_place: bool = False
+
+
 class LayerNode(torch.autograd.Function):
     """A layer in the graph: computes what the model computes, and hands back relevance by the layer's rule."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, call: LayerCall, compute: Callable[[Tensor], Tensor]) -> Tensor:
+    def forward(ctx: Any, x: Tensor, call: LayerCall, compute: Compute) -> Tensor:
         ctx.set_materialize_grads(False)
         ctx.call = call
         y = compute(x)
@@ -197,7 +221,7 @@ class MergedNode(torch.autograd.Function):
         t: Tensor,
         merged: LayerCall,
         alone: Callable[[], LayerCall],
-        compute: Callable[[Tensor], Tensor],
+        compute: Compute,
     ) -> Tensor:
         ctx.set_materialize_grads(False)
         ctx.merged, ctx.alone = merged, alone

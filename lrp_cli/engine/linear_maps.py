@@ -195,7 +195,7 @@ class Convolution(LinearMap):
         )
 
     def _pull(self, s: Tensor, weight: Tensor, x: Tensor) -> Tensor:
-        pulled: Tensor = torch.ops.aten.convolution_backward(
+        pulled: Tensor = torch.ops.aten.convolution_backward.default(
             s,
             x,  # only its shape is read: no gradient of the weight is asked for
             weight,
@@ -258,5 +258,5 @@ class Scaling(LinearMap):
 
 def _sums_of_planes(s: Tensor, samples: int) -> Tensor:
     """Sum s, shape (B, C, ...) with B a multiple of the samples, to shape (samples, C)."""
-    planes = s.flatten(2).sum(dim=2) if s.dim() > 2 else s
+    planes = s.sum(dim=tuple(range(2, s.dim()))) if s.dim() > 2 else s
     return planes if len(planes) == samples else planes.view(samples, -1, planes.shape[1]).sum(dim=1)

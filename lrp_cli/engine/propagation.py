@@ -1,6 +1,8 @@
 """Layer-wise Relevance Propagation: one forward pass, then one backward pass for every target."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,11 +14,16 @@ from lrp_cli.engine.finiteness import Origin, first_origin, origin_of_output
 from lrp_cli.engine.interception import Interception
 from lrp_cli.engine.layers import Assignment
 from lrp_cli.engine.operations.constants import nudged
+from lrp_cli.engine.plans import Plans
+from lrp_cli.engine.replay import Departed, Recording, Replay
 from lrp_cli.engine.run import Run
 from lrp_cli.engine.trace import Trace
-from lrp_cli.engine.tracking import tagged
+from lrp_cli.engine.tracking import ModuleTracker, tagged
 from lrp_cli.engine.weights import WeightCache
 from lrp_cli.errors import EngineError
+
+Bounds = tuple[Tensor, Tensor] | None
+"""Smallest and largest values of the input, broadcastable to it."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +54,11 @@ class Propagation:
         *,
         attention: str = "cp-lrp",
         on_unknown: str = "error",
-        bounds: tuple[Tensor, Tensor] | None = None,
+        bounds: Bounds = None,
         cache: WeightCache | None = None,
         products: torch.dtype | None = None,
         trace: Trace | None = None,
+        plans: Plans | None = None,
     ) -> None:
         """Run the model on ``x``.
 
@@ -64,6 +72,7 @@ class Propagation:
             cache: transformed weights kept from an earlier pass over the same model.
             products: the type of the products on the way back; None: the model's own.
             trace: where every operation is recorded, with the relevance that passes it.
+            plans: what earlier passes over the same model, with the same of everything above, have shown.
 
         Raises:
             EngineError: the model is in training mode or scripted, hides what it computes in a checkpoint, or does not
@@ -71,10 +80,10 @@ class Propagation:
         """
         _check_model(model)
         _check_input(model, x)
-        self._run = Run(
-            model,
-            x.shape[0],
-            assignment,
+        begin = partial(
+            Run,
+            samples=x.shape[0],
+            assignment=assignment,
             attention=attention,
             on_unknown=on_unknown,
             cache=cache,
@@ -83,22 +92,53 @@ class Propagation:
         )
         self._model = model
         self._x = nudged(x.detach()).requires_grad_()
-        interception = Interception(self._run)
-        self._sight = sight = interception.sight
-        with torch.enable_grad(), self._run.modules.watching(sight.notice), guarded():
-            entering = self._x.clone()
-            self._run.begin = entering.grad_fn._sequence_nr() if entering.grad_fn else 0
-            tag = tagged(entering, self._run)
-            tag.is_input = True
-            if bounds is not None:
-                tag.bounds = bounds[0].to(x).expand(x.shape), bounds[1].to(x).expand(x.shape)
-            sight.made(entering)
-            with interception:
-                output = model(entering)
-            self._logits = _check_output(output, interception)
-        sight.close()
+        if plans is None or trace is not None or not self._follow(plans, begin, bounds):
+            self._execute(begin, bounds, None if trace is not None else plans)
         _check_forward(model, x, self._logits)
         self.logits = self._logits.detach()
+
+    def _follow(self, plans: Plans, begin: Callable[..., Run], bounds: Bounds) -> bool:
+        """Run the model by the plan for inputs like this one; return whether there was one, and the model followed."""
+        plan = plans.find(self._x)
+        if plan is None:
+            return False
+        replay = Replay(begin(plan.steps[0].place), plan)
+        try:
+            with torch.enable_grad(), guarded():
+                output = self._output(replay, bounds)
+                replay.finish(output)
+                self._logits = _check_output(output, replay)
+        except Departed:
+            plans.note_departure(self._x)
+            return False
+        self._run, self._sight = replay.run, replay.sight
+        self._sight.close()
+        return True
+
+    def _execute(self, begin: Callable[..., Run], bounds: Bounds, plans: Plans | None) -> None:
+        """Run the model, and make a plan for the next pass over an input like this one."""
+        modules = ModuleTracker(self._model)
+        self._run = begin(modules)
+        interception = Interception(self._run) if plans is None or not plans.are_of_use else Recording(self._run)
+        self._sight = interception.sight
+        with torch.enable_grad(), modules.watching(self._sight.notice), guarded():
+            self._logits = _check_output(self._output(interception, bounds), interception)
+        if plans is not None and isinstance(interception, Recording) and interception.is_plannable:
+            plans.make(self._model, self._x, interception.calls)
+        self._sight.close()
+
+    def _output(self, interception: Interception, bounds: Bounds) -> Any:
+        """Run the model; return what it returns."""
+        x, run = self._x, interception.run
+        entering = x.clone()
+        run.begin = entering.grad_fn._sequence_nr() if entering.grad_fn else 0
+        tag = tagged(entering, run)
+        tag.is_input, tag.producer = True, -1
+        if bounds is not None:
+            tag.bounds = bounds[0].to(x).expand(x.shape), bounds[1].to(x).expand(x.shape)
+        interception.sight.made(entering)
+        with interception:
+            return self._model(entering)
 
     def propagate(self, seed: Tensor, *, keep: bool = True) -> Propagated:
         """Hand relevance down from the output to the input.

@@ -3,15 +3,16 @@
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lrp_cli.engine.books import CONSTANT, Account, Books
-from lrp_cli.engine.layers import BATCH_NORM, Assignment, Layer
+from lrp_cli.engine.layers import BATCH_NORM, Assignment, Layer, Made
 from lrp_cli.engine.rules import Rule
 from lrp_cli.engine.tracking import ModuleTracker, tag_of, tagged
 from lrp_cli.engine.weights import WeightCache
 
 if TYPE_CHECKING:
+    from lrp_cli.engine.plans import Place
     from lrp_cli.engine.trace import Trace
 
 
@@ -25,6 +26,7 @@ class Run:
         cache: transformed weights, kept from run to run.
         products: the type of the products on the way back; None: the model's own.
         modules: which module is running.
+        made: what the operation in hand was made of, layers and what goes together with them; None if nobody asks.
         keeps: whether further backward passes follow the one in hand.
         books: the books of the backward pass in hand.
         trace: where operations are recorded, if they are.
@@ -34,7 +36,7 @@ class Run:
 
     def __init__(
         self,
-        model: nn.Module,
+        modules: "ModuleTracker | Place",
         samples: int,
         assignment: Assignment,
         *,
@@ -51,7 +53,8 @@ class Run:
         self.cache = cache or WeightCache()
         self.products = products
         self.trace = trace
-        self.modules = ModuleTracker(model)
+        self.modules = modules
+        self.made: list[Made] | None = None
         self.books = Books(samples)
         self.keeps = True
         self.anchor = torch.empty(0, requires_grad=True)
@@ -64,6 +67,11 @@ class Run:
         layer = Layer(self.modules.name + suffix, self.modules.class_name, kind, self.layer_count)
         self.layer_count += kind != BATCH_NORM
         return layer
+
+    def note_made(self, made: "Made") -> None:
+        """Note what the operation in hand was made of, if somebody asks."""
+        if self.made is not None:
+            self.made.append(made)
 
     def account(self, like: Tensor) -> Account:
         """Return the account that what is being executed books on, for tensors laid out as ``like`` is."""

@@ -46,6 +46,8 @@ class Tag:
         is_traced_view: whether it was a view before tracing made a tensor of its own of it.
         kept: None, "output" (kept only as the output of the layer that made it) or "any" (kept for the way back).
         now: the tensor that took its place when an operation changed it, or a view of it, in place.
+        producer: number of the operation that made it, while a plan is being made.
+        is_inside: whether it was made inside a group of operations that are executed as one.
         non_negative: the version of the tensor's values that is known to hold no negative one, or None.
     """
 
@@ -54,12 +56,14 @@ class Tag:
         "bounds",
         "is_gate",
         "is_input",
+        "is_inside",
         "is_traced_view",
         "kept",
         "layer_call",
         "layer_input",
         "non_negative",
         "now",
+        "producer",
         "run",
         "uses",
     )
@@ -76,6 +80,8 @@ class Tag:
         self.is_traced_view = False
         self.kept: str | None = None
         self.now: Tensor | None = None
+        self.producer: int | None = None
+        self.is_inside = False
         self.non_negative: int | None = None
 
 

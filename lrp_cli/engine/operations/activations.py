@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lrp_cli.engine.books import EPSILON
-from lrp_cli.engine.layers import ActivatedNode, Activation
+from lrp_cli.engine.layers import ActivatedNode, Activation, Made
 from lrp_cli.engine.naming import arguments, operation_name
 from lrp_cli.engine.run import Run
 from lrp_cli.engine.tracking import tag_of, tagged
@@ -61,6 +61,7 @@ def _behind_layer(run: Run, x: Tensor, activation: Activation, *, in_place: bool
     call = None if tag is None else tag.layer_call
     if tag is None or call is None or tag.layer_input is None or not call.use or run.trace is not None:
         return None
+    run.note_made(Made(call, None, call, activation, in_place))
     y: Tensor = ActivatedNode.apply(tag.layer_input, x, call, activation, tag.uses.is_single, in_place)
     tagged(y, run).kept = "any"
     return y

@@ -9,7 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lrp_cli.engine.layers import BATCH_NORM, CONVOLUTION, LINEAR, Layer, LayerCall, LayerNode, MergedNode
+from lrp_cli.engine.layers import (
+    BATCH_NORM,
+    CONVOLUTION,
+    LINEAR,
+    Compute,
+    Layer,
+    LayerCall,
+    LayerNode,
+    Made,
+    MergedNode,
+)
 from lrp_cli.engine.linear_maps import Convolution, Linear, LinearMap, Scaling
 from lrp_cli.engine.naming import arguments
 from lrp_cli.engine.operations.unknown import unknown
@@ -31,21 +41,21 @@ def _constant(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.detach()
 
 
-def run_layer(
-    run: Run, layer: Layer, linear_map: LinearMap, x: Tensor, compute: Callable[[Tensor], Tensor] | None = None
-) -> Tensor:
+def run_layer(run: Run, layer: Layer, linear_map: LinearMap, x: Tensor, compute: Compute | None = None) -> Tensor:
     """Execute a layer: ``compute`` (by default the map itself) makes the output, the layer's rule the way back."""
     compute = compute or (lambda x: linear_map.apply(x, linear_map.weight, linear_map.bias))
     tag = tag_of(x, run)
     if run.trace is not None:
         run.trace.add_layer(layer)
     call = LayerCall(run, layer, lambda: linear_map, x, bounds=tag.bounds if tag else None)
+    run.note_made(Made(call, compute))
     y: Tensor = LayerNode.apply(x, call, compute)
-    _note_layer(run, y, call, x)
+    note_layer(run, y, call, x)
     return y
 
 
-def _note_layer(run: Run, y: Tensor, call: LayerCall, x: Tensor) -> None:
+def note_layer(run: Run, y: Tensor, call: LayerCall, x: Tensor) -> None:
+    """Note on a layer's output which layer it is the output of, so that what follows can be made one with it."""
     tag = tagged(y, run)
     tag.layer_call, tag.layer_input = call, x
     tag.kept = {OutputUse.NONE: None, OutputUse.ACTIVE: "output", OutputUse.WHOLE: "any"}[call.use]
@@ -166,8 +176,9 @@ def batch_norm(run: Run, function: Any, args: Any, kwargs: Any) -> Any:
     if run.trace is not None:
         run.trace.add_layer(layer_alone)
         run.trace.merge(fed_by.account.operation)
+    run.note_made(Made(merged, compute, follows=fed_by))
     y: Tensor = MergedNode.apply(tag.layer_input, t, merged, alone, compute)
-    _note_layer(run, y, merged, tag.layer_input)
+    note_layer(run, y, merged, tag.layer_input)
     return y
 
 
