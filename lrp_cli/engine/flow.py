@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lrp_cli.engine.books import Account, Books, per_sample
 from lrp_cli.engine.linear_maps import LinearMap
+from lrp_cli.engine.masks import by_sign
 
 Value = TypeVar("Value")
 
@@ -154,7 +155,7 @@ class Contributions:
         pulled = layer.pull(s, layer.transformed(self.with_positive_x), x)
         if self.flow.is_non_negative:
             return pulled
-        return torch.where(x < 0, layer.pull(s, layer.transformed(self.with_negative_x), x), pulled, out=pulled)
+        return by_sign(x, pulled, layer.pull(s, layer.transformed(self.with_negative_x), x))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from torch import Tensor
 from lrp_cli.engine.books import Account
 from lrp_cli.engine.flow import Flow
 from lrp_cli.engine.linear_maps import LinearMap
-from lrp_cli.engine.rules import OutputUse, Rule, per_unit
+from lrp_cli.engine.masks import per_unit
+from lrp_cli.engine.rules import OutputUse, Rule
 
 if TYPE_CHECKING:
     from lrp_cli.engine.run import Run

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from lrp_cli.engine.books import BIAS, EPSILON
 from lrp_cli.engine.flow import Contributions, Flow, Halves, halves
+from lrp_cli.engine.masks import is_not_zero, per_unit, where_above
 from lrp_cli.errors import EngineError
 
 
@@ -54,18 +55,13 @@ def _shared_out(flow: Flow, z: Tensor, stabiliser: float, *, factor: float = 1.0
         factor: which part of the relevance is distributed.
         is_sure: whether z is known to hold more than the stabiliser wherever relevance arrives.
     """
-    idle = None if is_sure else z <= stabiliser if stabiliser >= 0 else z >= stabiliser
-    if idle is not None and bool(idle.any()):
+    if not is_sure and bool(z.amin() <= stabiliser if stabiliser >= 0 else z.amax() >= stabiliser):
         relevance = flow.relevance.mul_(factor)
-        flow.book(EPSILON, torch.where(idle, relevance, 0.0))
-        return relevance.masked_fill_(idle, 0.0).div_(z.masked_fill(idle, 1.0))
+        distributed = where_above(relevance, z if stabiliser >= 0 else -z, abs(stabiliser))
+        flow.book(EPSILON, relevance.sub_(distributed))
+        return distributed.div_(z) if stabiliser else per_unit(distributed, z)
     s = flow.relevance_over(z, is_scratch=flow.is_last)
     return s if factor == 1 else s.mul_(factor)
-
-
-def per_unit(relevance: Tensor, x: Tensor) -> Tensor:
-    """Return ``relevance / x``: relevance in gradient form; zero where x is zero, which can carry none."""
-    return (relevance / x).masked_fill_(x == 0, 0.0)
 
 
 def _offset(flow: Flow, bias: Tensor | None, stabiliser: float) -> Tensor:
@@ -128,7 +124,7 @@ class Epsilon(Rule):
         else:
             flow.book_shares(ratio, {EPSILON: epsilon})
         # sign(0) = +1 matters only where the relevance of an output of zero is not zero: where its bias is left out.
-        sign = z.sign() if self.use_bias else torch.ones_like(z).masked_fill_(z < 0, -1.0)
+        sign = z.sign() if self.use_bias else z.sign().add_(0.5).sign_()
         s = sign.mul_(ratio)
         if bias is not None:
             flow.book_shares(s, {BIAS: bias})
@@ -337,7 +333,7 @@ class WSquare(Rule):
 def _spread_by_weight(flow: Flow, transform: str, stabiliser: float) -> Tensor:
     layer, weight = flow.map, flow.map.transformed(transform)
     offset = _offset(flow, None, stabiliser)
-    total = flow.once(transform, lambda: layer.apply((flow.x != 0).to(flow.x.dtype), weight, offset))
+    total = flow.once(transform, lambda: layer.apply(is_not_zero(flow.x), weight, offset))
     s = _shared_out(flow, total, stabiliser)
     flow.book_shares(s, {EPSILON: stabiliser})
     return per_unit(layer.pull(s, weight, flow.x), flow.x)
