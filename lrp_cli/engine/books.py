@@ -56,9 +56,9 @@ class _Open(NamedTuple):
     share: Tensor | float
 
     def factors(self) -> Tensor:
-        """Return one factor a channel, shape (channels,), float64."""
+        """Return one factor a channel, shape (channels,); numbers in float64."""
         if isinstance(self.share, Tensor):
-            return self.share.double()
+            return self.share
         return self.sums.new_full(self.sums.shape[1:], self.share, dtype=torch.float64)
 
 
@@ -73,13 +73,14 @@ class Books:
     samples: int
     _entries: dict[Account, dict[str, Tensor]] = field(default_factory=dict)
     _open: list[_Open] = field(default_factory=list)
+    _absorbed: dict[str, Tensor] | None = None
 
     @property
     def entries(self) -> Mapping[Account, Mapping[str, Tensor]]:
         """Account -> kind of absorption -> relevance absorbed, shape (N,), float64; top layer first."""
         if self._open:  # all at once: a few operations instead of a few for every layer
             sums = torch.cat([item.sums for item in self._open], dim=1).double()
-            shares = sums.mul_(torch.cat([item.factors() for item in self._open]))
+            shares = sums.mul_(torch.cat([item.factors() for item in self._open]).double())
             of_each = torch.split(shares, [item.sums.shape[1] for item in self._open], dim=1)
             for item, share in zip(self._open, of_each, strict=True):
                 self._enter(item.account, item.kind, share.sum(dim=1))
@@ -118,11 +119,13 @@ class Books:
         s = s.movedim(account.batch_dim, 0) if account.batch_dim else s
         sums = layer.sums(s, self.samples)
         self._entries.setdefault(account, {})
+        self._absorbed = None
         self._open += [_Open(account, kind, sums, share) for kind, share in shares.items()]
 
     def _enter(self, account: Account, kind: str, sums: Tensor) -> None:
         kinds = self._entries.setdefault(account, {})
         kinds[kind] = kinds[kind] + sums if kind in kinds else sums
+        self._absorbed = None
 
     def _dot(self, relevance: Tensor, factor: Tensor) -> Tensor:
         """Sum ``relevance * factor`` over everything but the batch, without making the product where it is large."""
@@ -140,11 +143,14 @@ class Books:
 
     def absorbed(self) -> Mapping[str, Tensor]:
         """Return layer name -> relevance absorbed, shape (N,), float64, in order of booking (top layer first)."""
-        layers: dict[str, Tensor] = {}
-        for account, kinds in self.entries.items():
-            for sums in kinds.values():
-                layers[account.layer] = layers[account.layer] + sums if account.layer in layers else sums
-        return layers
+        entries = self.entries
+        if self._absorbed is None:
+            layers: dict[str, Tensor] = {}
+            for account, kinds in entries.items():
+                for sums in kinds.values():
+                    layers[account.layer] = layers[account.layer] + sums if account.layer in layers else sums
+            self._absorbed = layers
+        return self._absorbed
 
     def total(self) -> Tensor:
         """Return the relevance absorbed by all layers together, shape (N,), float64."""

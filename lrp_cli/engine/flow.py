@@ -224,9 +224,9 @@ def _loss(flow: Flow, z: Tensor, found: Halves, is_positive: bool) -> float:
     relevance = flow.relevance.abs_()
     total = flow.per_sample(relevance).clamp(min=torch.finfo(z.dtype).tiny)
     if found.negative is None:  # A_j / (z_j + A_j) = 1 - z_j / (z_j + A_j)
-        lost = torch.div(z, found.positive).neg_().add_(1).mul_(_rounding(z))
+        lost = torch.div(z, found.positive).mul_(-_rounding(z)).add_(_rounding(z))
     elif is_positive:  # the negative sum is the smaller one: A_j / (A_j - z_j) = (1 - (z_j + A_j) / (z_j - A_j)) / 2
-        lost = torch.div(found.positive, found.negative).neg_().add_(1).mul_(_rounding(z) / 2)
+        lost = torch.div(found.positive, found.negative).mul_(-_rounding(z) / 2).add_(_rounding(z) / 2)
     else:
         smaller = torch.minimum(found.positive, -found.negative)
         lost = (found.positive - z).mul_(_rounding(z)).div_(smaller)

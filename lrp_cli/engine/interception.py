@@ -150,7 +150,7 @@ class Interception(TorchFunctionMode):
         if len(carriers) == 1 or name in LIKE_ANOTHER:
             self._hand_on_notes(name, func, args, kwargs, carriers[0], result)
         elif name in {"cat", "stack"}:
-            self._hand_on_bounds(func, args, kwargs, result)
+            self._hand_on_bounds(func, args, kwargs, carriers[0], result)
         self._hand_on_layout(name, func, args, kwargs, carriers, result)
         self._hand_on_sign(name, args, kwargs, carriers, result)
         if name not in SAVES_NOTHING:
@@ -199,11 +199,13 @@ class Interception(TorchFunctionMode):
             for tensor in tensors_in(result):
                 tagged(tensor, run).is_gate = True
         if tag.is_input:
-            self._hand_on_bounds(func, args, kwargs, result)
+            self._hand_on_bounds(func, args, kwargs, source, result)
 
-    def _hand_on_bounds(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+    def _hand_on_bounds(self, func: Any, args: Any, kwargs: Any, source: Tensor, result: Any) -> None:
         """Send the bounds of the model's input through what is done to it before the first layer."""
-        run = self.run
+        run, first = self.run, tag_of(source, self.run)
+        if first is None or not first.is_input:
+            return
         tags = {id(t): tag_of(t, run) for t in tensors_in((args, kwargs)) if run.carries(t)}
         if not isinstance(result, Tensor) or not all(tag and tag.is_input for tag in tags.values()):
             return

@@ -30,6 +30,9 @@ LAYERS = frozenset(
 """Operations that a group may begin with."""
 
 
+_MISSING = object()
+
+
 class Place(NamedTuple):
     """The module that an operation is executed in: dotted name and class."""
 
@@ -85,13 +88,17 @@ class Member:
         """Whether a call has these arguments, whatever its input."""
         if len(args) != len(self.args) or len(kwargs) != len(self.kwargs):
             return False
-        same = all(_is_same(given, known) for given, known in zip(args[1:], self.args[1:], strict=True))
-        return same and all(name in kwargs and _is_same(kwargs[name], known) for name, known in self.kwargs.items())
-
-
-def _is_same(given: Any, known: Any) -> bool:
-    if given is known:
+        for given, known in zip(args[1:], self.args[1:], strict=True):
+            if given is not known and not _is_equal(given, known):
+                return False
+        for name, known in self.kwargs.items():
+            given = kwargs.get(name, _MISSING)
+            if given is not known and not _is_equal(given, known):
+                return False
         return True
+
+
+def _is_equal(given: Any, known: Any) -> bool:
     return not isinstance(known, Tensor) and not isinstance(given, Tensor) and bool(given == known)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lrp_cli.engine.books import Books
 from lrp_cli.engine.checkpoints import guarded
+from lrp_cli.engine.compiled import as_written, uncompiled
 from lrp_cli.engine.finiteness import Origin, first_origin, origin_of_output
 from lrp_cli.engine.interception import Interception
 from lrp_cli.engine.layers import Assignment
@@ -90,7 +91,7 @@ class Propagation:
             products=products,
             trace=trace,
         )
-        self._model = model
+        self._model = as_written(model)
         self._x = nudged(x.detach()).requires_grad_()
         if plans is None or trace is not None or not self._follow(plans, begin, bounds):
             self._execute(begin, bounds, None if trace is not None else plans)
@@ -104,7 +105,7 @@ class Propagation:
             return False
         replay = Replay(begin(plan.steps[0].place), plan)
         try:
-            with torch.enable_grad(), guarded():
+            with torch.enable_grad(), guarded(), uncompiled():
                 output = self._output(replay, bounds)
                 replay.finish(output)
                 self._logits = _check_output(output, replay)
@@ -121,7 +122,7 @@ class Propagation:
         self._run = begin(modules)
         interception = Interception(self._run) if plans is None or not plans.are_of_use else Recording(self._run)
         self._sight = interception.sight
-        with torch.enable_grad(), modules.watching(self._sight.notice), guarded():
+        with torch.enable_grad(), modules.watching(self._sight.notice), guarded(), uncompiled():
             self._logits = _check_output(self._output(interception, bounds), interception)
         if plans is not None and isinstance(interception, Recording) and interception.is_plannable:
             plans.make(self._model, self._x, interception.calls)

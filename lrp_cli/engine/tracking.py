@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as global_hooks
 
+from lrp_cli.engine.compiled import plain_name
 from lrp_cli.errors import EngineError
 
 if TYPE_CHECKING:
@@ -264,7 +265,7 @@ class ModuleTracker:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._names = {id(module): name for name, module in model.named_modules()}
+        self._names = {id(module): plain_name(name) for name, module in model.named_modules()}
         self._running: list[nn.Module] = [model]
 
     @property
