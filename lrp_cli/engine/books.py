@@ -91,12 +91,12 @@ class Books:
         """Add relevance, times a factor that broadcasts if one is given, to what is absorbed on an account."""
         self._enter(account, kind, self._sums(account, relevance, factor))
 
-    def book_product(self, account: Account, kind: str, values: Tensor, g: Tensor, sign: int = 1) -> None:
-        """Add ``values * g``, of one shape, with a sign; nothing has no share of infinity, which is what masks hold."""
+    def book_product(self, account: Account, kind: str, values: Tensor, g: Tensor, factor: float = 1) -> None:
+        """Add ``factor values g``, of one shape; nothing has no share of infinity, which is what masks hold."""
         sums = self._sums(account, g, values.expand_as(g))
         if not bool(sums.isfinite().all()):
             sums = self._sums(account, torch.where(g == 0, 0.0, values * g))
-        self._enter(account, kind, sums * sign)
+        self._enter(account, kind, sums * factor)
 
     def _sums(self, account: Account, relevance: Tensor, factor: Tensor | None = None) -> Tensor:
         if account.batch_dim:

@@ -76,8 +76,15 @@ class Interception(TorchFunctionMode):
     def _intercept(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
         if name in QUESTIONS and args and isinstance(args[0], Tensor):
             return func(self._resolve(args[0]), *args[1:], **kwargs)
-        args, kwargs = with_tensors((args, kwargs), self._resolve)
-        carriers = [tensor for tensor in tensors_in((args, kwargs)) if self.run.carries(tensor)]
+        carriers: list[Tensor] = []
+
+        def resolve(tensor: Tensor) -> Tensor:
+            tensor = self._resolve(tensor)
+            if self.run.carries(tensor):
+                carriers.append(tensor)
+            return tensor
+
+        args, kwargs = with_tensors(args, resolve), with_tensors(kwargs, resolve)
         if not carriers:
             return func(*args, **kwargs)
         if isinstance(kwargs.get("out"), Tensor):
@@ -89,10 +96,15 @@ class Interception(TorchFunctionMode):
         if not torch.is_grad_enabled():
             return self._without_gradient(name, func, args, kwargs, writes)
         result = self._write(name, func, args, kwargs) if writes else self._execute(name, func, args, kwargs, carriers)
-        if any(self.run.carries(tensor) for tensor in tensors_in(result)):  # asking for a shape is no use
-            for tensor in carriers[:1] if name in LIKE_ANOTHER else carriers:
-                tagged(tensor, self.run).uses.count += 1
+        for tensor in tensors_in(result):
+            if self.run.carries(tensor):  # asking for a shape is no use
+                self._note_uses(carriers[:1] if name in LIKE_ANOTHER else carriers)
+                break
         return result
+
+    def _note_uses(self, tensors: list[Tensor]) -> None:
+        for tensor in tensors:
+            tagged(tensor, self.run).uses.count += 1
 
     def _resolve(self, tensor: Tensor) -> Tensor:
         """Return what an argument stands for: a parameter's values, or what took the place of a changed tensor."""

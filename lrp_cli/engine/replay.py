@@ -89,6 +89,7 @@ class Replay(Interception):
         self.has_departed = False
         self._x: Tensor
         self._inside: Tensor | None = None
+        self._asks = False
 
     def finish(self, output: Any) -> None:
         """Raise :class:`Departed` unless the model did all that was planned and nothing else, and returns no inside."""
@@ -107,14 +108,23 @@ class Replay(Interception):
             return result
         if step.is_question and args and args[0] is self._inside:
             return func(*args, **kwargs)
-        if not step.is_question and any(self._is_inside(tensor) for tensor in tensors_in((args, kwargs))):
-            self._depart()
+        self._asks = step.is_question
         self.run.modules = step.place
         return super().__torch_function__(func, types, args, kwargs)
 
     def _depart(self) -> NoReturn:
         self.has_departed = True
         raise Departed
+
+    def _resolve(self, tensor: Tensor) -> Tensor:
+        if not self._asks and self._is_inside(tensor):
+            self._depart()
+        return super()._resolve(tensor)
+
+    def _property(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
+        if not self._asks and self._is_inside(args[0]):
+            self._depart()
+        return super()._property(name, func, args, kwargs)
 
     def _is_inside(self, tensor: Tensor) -> bool:
         tag = tag_of(tensor if tensor._base is None else tensor._base, self.run)

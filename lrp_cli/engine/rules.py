@@ -115,6 +115,8 @@ class Epsilon(Rule):
             s = flow.relevance_over(flow.y + self.epsilon, is_scratch=True)
             flow.book_shares(s, {EPSILON: self.epsilon} if bias is None else {EPSILON: self.epsilon, BIAS: bias})
             return flow.map.hand_down(s, flow.x)
+        if self.use_bias and not flow.is_activated:
+            return self._of_output(flow, bias)
         # R_j / (z_j + epsilon sign(z_j)) is R_j / (|z_j| + epsilon), with the sign of z_j.
         z = flow.z if self.use_bias else flow.total
         epsilon = self._scale(z)
@@ -126,6 +128,20 @@ class Epsilon(Rule):
         # sign(0) = +1 matters only where the relevance of an output of zero is not zero: where its bias is left out.
         sign = z.sign() if self.use_bias else z.sign().add_(0.5).sign_()
         s = sign.mul_(ratio)
+        if bias is not None:
+            flow.book_shares(s, {BIAS: bias})
+        return flow.map.hand_down(s, flow.x)
+
+    def _of_output(self, flow: Flow, bias: Tensor | None) -> Tensor:
+        """Where the relevance arrives at z_j itself, R_j sign(z_j) is |z_j| g_j, and the sign need not be known."""
+        size, epsilon = flow.z.abs(), self._scale(flow.z)
+        denominator = size + epsilon
+        ratio = torch.div(flow.g, denominator, out=denominator)
+        absorbed = ratio * epsilon if isinstance(epsilon, Tensor) else ratio
+        flow.books.book_product(
+            flow.account, EPSILON, flow.z, absorbed, 1.0 if isinstance(epsilon, Tensor) else epsilon
+        )
+        s = ratio.mul_(size)
         if bias is not None:
             flow.book_shares(s, {BIAS: bias})
         return flow.map.hand_down(s, flow.x)
