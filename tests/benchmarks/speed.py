@@ -4,7 +4,8 @@
     python -m tests.benchmarks.speed --networks vgg16 resnet50 --batches 1 --measure operations
 
 Operations are counted by torch's FlopCounterMode: exact, and the same on every machine. Times are medians of runs that
-take turns in one process, so that what else the machine does hits all alike. Memory is the peak of a process that
+take turns in one process, so that what else the machine does hits all alike; the process keeps the memory of tensors
+that are gone, as that of ``lrp explain`` does, which helps each of them. Memory is the peak of a process that
 explains, above what it held before: in a later explanation, and in the first one, which makes what is kept for later
 ones (transformed weights). Other libraries are measured where they are installed (``pip install 'lrp-cli[peers]'``);
 "refuses" says that one cannot explain a network.
@@ -27,6 +28,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from lrp_cli.runs.memory import keep_freed_memory
 from tests.benchmarks.methods import Method, methods, network
 
 NETWORKS = ["vgg16", "resnet50", "mobilenet_v2", "efficientnet_b0", "densenet121", "convnext_tiny"]
@@ -74,6 +76,7 @@ def operations(name: str, batch: int, wanted: str) -> dict[str, float | str]:
 
 def times(name: str, batch: int, wanted: str, rounds: int) -> dict[str, float | str]:
     """Time the methods in turn, and return medians as multiples of the baseline's."""
+    keep_freed_memory()
     net = network(name)
     runs = _wanted(methods(name, net, torch.randn(batch, 3, 224, 224)), wanted)
     taken: dict[str, list[float]] = {}
