@@ -5,9 +5,10 @@ forward pass is over; until then each needs a node of its own in autograd's grap
 model and an input of the same shape makes one node of the three (:mod:`lrp_cli.engine.replay`).
 """
 
+import copy
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +18,10 @@ from lrp_cli.engine.layers import Activation, Compute, Layer, Made
 from lrp_cli.engine.linear_maps import LinearMap
 from lrp_cli.engine.naming import operation_name
 from lrp_cli.engine.operations.registry import QUESTIONS
+from lrp_cli.engine.weights import version_of
 
 LIMIT = 4
 """How many plans are kept, for as many shapes of inputs."""
-
-PATIENCE = 3
-"""How often a model may depart from its plans before no more are made."""
 
 LAYERS = frozenset(
     ["linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "batch_norm"]
@@ -32,12 +31,8 @@ LAYERS = frozenset(
 
 _MISSING = object()
 
-
-class Place(NamedTuple):
-    """The module that an operation is executed in: dotted name and class."""
-
-    name: str
-    class_name: str
+Names = dict[int, str]
+"""Id of a module -> its dotted name."""
 
 
 @dataclass(frozen=True)
@@ -108,21 +103,21 @@ class Step:
 
     Attributes:
         function: the torch function.
-        place: the module that was running.
+        module: the module that was running.
         is_question: whether it asks for what no values are needed for, such as a shape.
         member: its part in a group, if it has one.
     """
 
     function: Any
-    place: Place
+    module: nn.Module
     is_question: bool
     member: Member | None = None
 
 
-def new_step(function: Any, place: Place) -> Step:
+def new_step(function: Any, module: nn.Module) -> Step:
     """Return a step that belongs to no group."""
     name = operation_name(function)
-    return Step(function, place, name in QUESTIONS or name == "get shape")
+    return Step(function, module, name in QUESTIONS or name == "get shape")
 
 
 @dataclass
@@ -165,11 +160,13 @@ class Plan:
 
     Attributes:
         steps: the calls.
+        names: id of a module -> its dotted name.
         tensors: the parameters and buffers that the groups work with.
         state: that of the tensors, when the plan was made.
     """
 
     steps: list[Step]
+    names: Names
     tensors: list[Tensor]
     state: list[Hashable]
 
@@ -182,39 +179,44 @@ class Plan:
 class Plans:
     """The plans for one model, by the shape and type of the input.
 
-    A model that keeps departing from its plans, because what it does depends on values, is not planned for any more.
+    A model that departs from its plan is run a second time, which it may notice, and is not planned for any more.
+
+    Attributes:
+        are_of_use: whether it is worth while to make plans.
     """
 
     def __init__(self) -> None:
         self._plans: dict[Hashable, Plan] = {}
-        self._departures = 0
+        self.are_of_use = True
 
-    @property
-    def are_of_use(self) -> bool:
-        """Whether it is worth while to make plans."""
-        return self._departures < PATIENCE
+    def find(self, names: Names, x: Tensor) -> Plan | None:
+        """Return the plan for an input like x, if there is one and neither modules nor parameters were changed since.
 
-    def find(self, x: Tensor) -> Plan | None:
-        """Return the plan for an input like x, if there is one and no parameter or buffer was changed since."""
+        Args:
+            names: id of a module -> its dotted name, for all modules of the model.
+            x: the input.
+        """
         plan = self._plans.get(_kind(x))
-        return plan if plan is not None and plan.is_up_to_date else None
+        return plan if plan is not None and plan.names == names and plan.is_up_to_date else None
 
-    def make(self, model: nn.Module, x: Tensor, calls: list[Call]) -> None:
-        """Make and keep the plan that the calls of a forward pass over x amount to."""
+    def make(self, model: nn.Module, names: Names, x: Tensor, calls: list[Call]) -> None:
+        """Make and keep the plan that the calls of a forward pass over x amount to, if it saves anything."""
         held = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
         used: dict[int, Tensor] = {}
         for members in _groups(calls, held):
             _join(members)
             used |= {id(tensor): tensor for call in members for tensor in call.tensors}
         kind, tensors = _kind(x), list(used.values())
+        if not tensors:
+            return
         if kind not in self._plans and len(self._plans) == LIMIT:
             del self._plans[next(iter(self._plans))]
-        self._plans[kind] = Plan([call.step for call in calls], tensors, _state(tensors))
+        self._plans[kind] = Plan([call.step for call in calls], names, tensors, _state(tensors))
 
-    def note_departure(self, x: Tensor) -> None:
-        """Drop the plan for inputs like x: the model did something else."""
-        self._plans.pop(_kind(x), None)
-        self._departures += 1
+    def give_up(self) -> None:
+        """Follow no plan any more, and make none."""
+        self._plans.clear()
+        self.are_of_use = False
 
 
 def _kind(x: Tensor) -> Hashable:
@@ -222,7 +224,7 @@ def _kind(x: Tensor) -> Hashable:
 
 
 def _state(tensors: Sequence[Tensor]) -> list[Hashable]:
-    return [(tensor._version, tensor.data_ptr(), tensor.dtype) for tensor in tensors]
+    return [(version_of(tensor), tensor.data_ptr(), tensor.dtype) for tensor in tensors]
 
 
 def _groups(calls: list[Call], held: set[int]) -> list[list[Call]]:
@@ -270,5 +272,11 @@ def _join(calls: Sequence[Call]) -> None:
     )
     for call, part in zip(calls, made, strict=True):
         is_first, is_last = call is calls[0], call is calls[-1]
-        args = (None, *call.args[1:])
-        call.step.member = Member(group, args, call.kwargs, part.compute, is_first, is_last, call.writes)
+        args = (None, *(_copied(value) for value in call.args[1:]))
+        kwargs = {name: _copied(value) for name, value in call.kwargs.items()}
+        call.step.member = Member(group, args, kwargs, part.compute, is_first, is_last, call.writes)
+
+
+def _copied(value: Any) -> Any:
+    """Return an argument as it is now: the model may change a list of its own."""
+    return value if isinstance(value, Tensor) else copy.deepcopy(value)

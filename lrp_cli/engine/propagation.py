@@ -16,7 +16,7 @@ from lrp_cli.engine.interception import Interception
 from lrp_cli.engine.layers import Assignment
 from lrp_cli.engine.operations.constants import nudged
 from lrp_cli.engine.plans import Plans
-from lrp_cli.engine.replay import Departed, Recording, Replay
+from lrp_cli.engine.replay import Recording, Replay
 from lrp_cli.engine.run import Run
 from lrp_cli.engine.trace import Trace
 from lrp_cli.engine.tracking import ModuleTracker, tagged
@@ -100,17 +100,19 @@ class Propagation:
 
     def _follow(self, plans: Plans, begin: Callable[..., Run], bounds: Bounds) -> bool:
         """Run the model by the plan for inputs like this one; return whether there was one, and the model followed."""
-        plan = plans.find(self._x)
+        modules = ModuleTracker(self._model)
+        plan = plans.find(modules.names, self._x)
         if plan is None:
             return False
-        replay = Replay(begin(plan.steps[0].place), plan)
+        replay, random_state = Replay(begin(modules), plan), torch.get_rng_state()
         try:
-            with torch.enable_grad(), guarded(), uncompiled():
+            with torch.enable_grad(), modules.watching(), guarded(), uncompiled():
                 output = self._output(replay, bounds)
                 replay.finish(output)
                 self._logits = _check_output(output, replay)
-        except Departed:
-            plans.note_departure(self._x)
+        except Exception:
+            plans.give_up()
+            torch.set_rng_state(random_state)
             return False
         self._run, self._sight = replay.run, replay.sight
         self._sight.close()
@@ -125,7 +127,7 @@ class Propagation:
         with torch.enable_grad(), modules.watching(self._sight.notice), guarded(), uncompiled():
             self._logits = _check_output(self._output(interception, bounds), interception)
         if plans is not None and isinstance(interception, Recording) and interception.is_plannable:
-            plans.make(self._model, self._x, interception.calls)
+            plans.make(self._model, modules.names, self._x, interception.calls)
         self._sight.close()
 
     def _output(self, interception: Interception, bounds: Bounds) -> Any:

@@ -12,16 +12,16 @@ from torch import Tensor
 
 from lrp_cli.engine.checkpoints import hooks_in_force
 from lrp_cli.engine.interception import Interception
-from lrp_cli.engine.layers import BATCH_NORM, ActivatedNode, LayerCall, LayerNode, Made
+from lrp_cli.engine.layers import BATCH_NORM, ActivatedNode, Layer, LayerCall, LayerNode, Made
 from lrp_cli.engine.naming import writes_in_place
 from lrp_cli.engine.operations.linear import note_layer
-from lrp_cli.engine.plans import Call, Group, Member, Place, Plan, new_step
+from lrp_cli.engine.plans import Call, Group, Member, Plan, new_step
 from lrp_cli.engine.run import Run
-from lrp_cli.engine.tracking import supersede, tag_of, tagged, tensors_in
+from lrp_cli.engine.tracking import Tag, supersede, tag_of, tagged, tensors_in
 
 
 class Departed(Exception):  # noqa: N818 (it is no error: the pass is begun again)
-    """The model does something else than planned."""
+    """The model does something else than planned. The model itself may catch it, or raise another error from it."""
 
 
 class Recording(Interception):
@@ -45,7 +45,7 @@ class Recording(Interception):
         """Execute a torch function by its handler, and note it."""
         kwargs = kwargs or {}
         modules = self.run.modules
-        step = new_step(func, Place(modules.name, modules.class_name))
+        step = new_step(func, modules.running)
         call = Call(step, tuple(self._producer(tensor) for tensor in tensors_in((args, kwargs))))
         self._is_plain = self._is_plain and torch.is_grad_enabled() and hooks_in_force() is None
         made = self.run.made = []
@@ -65,11 +65,14 @@ class Recording(Interception):
         return result
 
     def _is_of(self, made: Made, args: tuple[Any, ...]) -> bool:
-        """Whether it is the first argument that was used, and not what a handler made of it beforehand."""
+        """Whether it is the first argument that was used, as it would be in a group."""
+        x = args[0] if args else None
+        if not isinstance(x, Tensor):
+            return False
         if made.follows is not None:
             return True
-        x = args[0] if args else None
-        return isinstance(x, Tensor) and self.resolve(x).data_ptr() == made.call.x.data_ptr()
+        x = self.resolve(x)
+        return x.data_ptr() == made.call.x.data_ptr() and not _is_fed(made.call.layer, tag_of(x, self.run))
 
     def _producer(self, tensor: Tensor) -> int | None:
         tag = tag_of(self.resolve(tensor), self.run)
@@ -85,7 +88,7 @@ class Replay(Interception):
 
     def __init__(self, run: Run, plan: Plan) -> None:
         super().__init__(run)
-        self._steps = iter(plan.steps)
+        self._plan, self._steps = plan, iter(plan.steps)
         self.has_departed = False
         self._x: Tensor
         self._inside: Tensor | None = None
@@ -94,13 +97,14 @@ class Replay(Interception):
     def finish(self, output: Any) -> None:
         """Raise :class:`Departed` unless the model did all that was planned and nothing else, and returns no inside."""
         is_inside = isinstance(output, Tensor) and self._is_inside(output)
-        if is_inside or self.has_departed or self.sight.look() or next(self._steps, None) is not None:
+        is_over = next(self._steps, None) is None and not self.sight.look()
+        if is_inside or self.has_departed or not is_over or not self._plan.is_up_to_date:
             self._depart()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Execute a torch function as planned."""
         step, kwargs = next(self._steps, None), kwargs or {}
-        if step is None or step.function != func or self.sight.look():
+        if step is None or step.function != func or step.module is not self.run.modules.running or self.sight.look():
             self._depart()
         if step.member is not None:
             result = self._execute_member(step.member, args, kwargs)
@@ -109,7 +113,6 @@ class Replay(Interception):
         if step.is_question and args and args[0] is self._inside:
             return func(*args, **kwargs)
         self._asks = step.is_question
-        self.run.modules = step.place
         return super().__torch_function__(func, types, args, kwargs)
 
     def _depart(self) -> NoReturn:
@@ -117,9 +120,11 @@ class Replay(Interception):
         raise Departed
 
     def _resolve(self, tensor: Tensor) -> Tensor:
+        tag = tag_of(tensor, self.run)
         if not self._asks and self._is_inside(tensor):
             self._depart()
-        return super()._resolve(tensor)
+        # Inside tensors are leaves that ask for gradients, as parameters are.
+        return self.resolve(tensor) if tag is not None and tag.is_inside else super()._resolve(tensor)
 
     def _property(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
         if not self._asks and self._is_inside(args[0]):
@@ -154,11 +159,11 @@ class Replay(Interception):
 
     def _may_begin(self, group: Group, x: Tensor) -> bool:
         """Whether a tensor may be the input of a group: it is like the one that the plan was made with."""
-        if x.shape != group.shape or not self.run.carries(x):
+        run = self.run
+        if x.shape != group.shape or not run.carries(x) or run.layer_count != group.layer.index:
             return False
-        tag = tagged(x, self.run)
-        is_fed = tag.layer_call is not None  # a batch norm that stood alone does so no more
-        return tag.batch_dim == group.account.batch_dim and not (is_fed and group.layer.kind == BATCH_NORM)
+        tag = tagged(x, run)
+        return tag.batch_dim == group.account.batch_dim and not _is_fed(group.layer, tag)
 
     def _execute_group(self, group: Group, z: Tensor) -> Tensor:
         """Return the group's result, given the output of its layer."""
@@ -179,6 +184,11 @@ class Replay(Interception):
         if group.batch_dim:
             tagged(y, run).batch_dim = group.batch_dim
         return y
+
+
+def _is_fed(layer: Layer, tag: Tag | None) -> bool:
+    """Whether a layer is a batch norm whose input, of these notes, comes out of a layer in front of it."""
+    return layer.kind == BATCH_NORM and tag is not None and tag.layer_call is not None
 
 
 def _always() -> bool:

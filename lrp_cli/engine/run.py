@@ -12,7 +12,6 @@ from lrp_cli.engine.tracking import ModuleTracker, tag_of, tagged
 from lrp_cli.engine.weights import WeightCache
 
 if TYPE_CHECKING:
-    from lrp_cli.engine.plans import Place
     from lrp_cli.engine.trace import Trace
 
 
@@ -36,7 +35,7 @@ class Run:
 
     def __init__(
         self,
-        modules: "ModuleTracker | Place",
+        modules: ModuleTracker,
         samples: int,
         assignment: Assignment,
         *,

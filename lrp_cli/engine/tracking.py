@@ -261,17 +261,25 @@ _HOLDERS = (Tensor, list, tuple, dict)
 class ModuleTracker:
     """Knows which module is running, by dotted name and class.
 
+    Attributes:
+        names: id of a module -> its dotted name.
+
     Torch's global module hooks are used, and only inside :meth:`watching`: no hook is put on the model itself.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._names = {id(module): plain_name(name) for name, module in model.named_modules()}
+        self.names = {id(module): plain_name(name) for name, module in model.named_modules()}
         self._running: list[nn.Module] = [model]
+
+    @property
+    def running(self) -> nn.Module:
+        """The running module."""
+        return self._running[-1]
 
     @property
     def name(self) -> str:
         """Dotted name of the running module; the model's class name for the model itself."""
-        return self._names[id(self._running[-1])] or self.class_name
+        return self.names[id(self._running[-1])] or self.class_name
 
     @property
     def class_name(self) -> str:
@@ -288,12 +296,12 @@ class ModuleTracker:
         thread = get_ident()
 
         def enter(module: nn.Module, args: Any) -> None:
-            if id(module) in self._names and get_ident() == thread:
+            if id(module) in self.names and get_ident() == thread:
                 notice(args)
                 self._running.append(module)
 
         def leave(module: nn.Module, args: Any, output: Any) -> None:
-            if id(module) in self._names and get_ident() == thread:
+            if id(module) in self.names and get_ident() == thread:
                 try:
                     notice(output)
                 finally:

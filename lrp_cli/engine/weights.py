@@ -7,6 +7,11 @@ from weakref import ref
 from torch import Tensor
 
 
+def version_of(tensor: Tensor) -> int:
+    """Return how often a tensor was changed in place; 0 where torch does not count (``torch.inference_mode``)."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
 @dataclass
 class _Derived:
     """What was derived from one parameter: name -> (the parameter's state then, the tensor)."""
@@ -37,7 +42,7 @@ class WeightCache:
         """
         entries = self._entries(parameter)
         # Moving a module to another type or device exchanges a parameter's data without counting up its version.
-        state = (parameter._version, parameter.data_ptr(), parameter.dtype)
+        state = (version_of(parameter), parameter.data_ptr(), parameter.dtype)
         made_from, derived = entries.get(name, (None, None))
         if derived is not None and made_from == state:
             return derived
