@@ -5,6 +5,7 @@ import torch
 from networks import build, inputs
 from torch import Tensor, nn
 
+from lrp_cli.engine.compiled import uncompiled
 from lrp_cli.explainer import Explainer
 
 pytestmark = pytest.mark.skipif(not hasattr(torch.compiler, "set_stance"), reason="torch before 2.6 knows no stances")
@@ -70,4 +71,19 @@ def test_compilation_is_not_switched_off_for_good() -> None:
     Explainer(fast, "epsilon-plus").explain(x)
     assert not compiled
     fast(x)
+    assert compiled
+
+
+def test_threads_that_begin_and_end_in_any_order_leave_it_switched_on() -> None:
+    first, second = uncompiled(), uncompiled()
+    with first:
+        second.__enter__()
+    second.__exit__(None, None, None)
+    compiled = []
+
+    def backend(graph: nn.Module, _: object) -> object:
+        compiled.append(graph)
+        return graph.forward
+
+    torch.compile(lambda x: x * 2 + 1, backend=backend)(torch.ones(3))
     assert compiled
