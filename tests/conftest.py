@@ -4,11 +4,13 @@ import io
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +69,14 @@ class Lrp:
     def process(self, *arguments: object, **options: Any) -> "subprocess.Popen[bytes]":
         environment = os.environ | {"PYTHONPATH": str(ROOT)} | options.pop("env", {})
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
-        return subprocess.Popen(self.command(*arguments), env=environment, **pipes)
+        # A test run in the background of a shell script ignores Ctrl-C, and its children would, too.
+        heeding = None if os.name == "nt" else partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        return subprocess.Popen(
+            self.command(*arguments),
+            env=environment,
+            preexec_fn=heeding,  # noqa: PLW1509 (the child does nothing else)
+            **pipes,
+        )
 
     def shell(self, line: str, **options: Any) -> "subprocess.CompletedProcess[str]":
         """Run a shell line, in which LRP stands for the command."""
