@@ -5,7 +5,6 @@ forward pass is over; until then each needs a node of its own in autograd's grap
 model and an input of the same shape makes one node of the three (:mod:`lrp_cli.engine.replay`).
 """
 
-import copy
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,7 +26,6 @@ LAYERS = frozenset(
     ["linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "batch_norm"]
 )
 """Operations that a group may begin with."""
-
 
 _MISSING = object()
 
@@ -112,6 +110,11 @@ class Step:
     module: nn.Module
     is_question: bool
     member: Member | None = None
+
+
+def copied(value: Any) -> Any:
+    """Return an argument as it is now: the model may change a list of its own later."""
+    return list(value) if isinstance(value, list) else value
 
 
 def new_step(function: Any, module: nn.Module) -> Step:
@@ -272,11 +275,5 @@ def _join(calls: Sequence[Call]) -> None:
     )
     for call, part in zip(calls, made, strict=True):
         is_first, is_last = call is calls[0], call is calls[-1]
-        args = (None, *(_copied(value) for value in call.args[1:]))
-        kwargs = {name: _copied(value) for name, value in call.kwargs.items()}
-        call.step.member = Member(group, args, kwargs, part.compute, is_first, is_last, call.writes)
-
-
-def _copied(value: Any) -> Any:
-    """Return an argument as it is now: the model may change a list of its own."""
-    return value if isinstance(value, Tensor) else copy.deepcopy(value)
+        args = (None, *call.args[1:])
+        call.step.member = Member(group, args, call.kwargs, part.compute, is_first, is_last, call.writes)

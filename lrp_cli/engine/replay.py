@@ -15,7 +15,7 @@ from lrp_cli.engine.interception import Interception
 from lrp_cli.engine.layers import BATCH_NORM, ActivatedNode, Layer, LayerCall, LayerNode, Made
 from lrp_cli.engine.naming import writes_in_place
 from lrp_cli.engine.operations.linear import note_layer
-from lrp_cli.engine.plans import Call, Group, Member, Plan, new_step
+from lrp_cli.engine.plans import Call, Group, Member, Plan, copied, new_step
 from lrp_cli.engine.run import Run
 from lrp_cli.engine.tracking import Tag, supersede, tag_of, tagged, tensors_in
 
@@ -48,13 +48,14 @@ class Recording(Interception):
         step = new_step(func, modules.running)
         call = Call(step, tuple(self._producer(tensor) for tensor in tensors_in((args, kwargs))))
         self._is_plain = self._is_plain and torch.is_grad_enabled() and hooks_in_force() is None
+        noted = tuple(copied(value) for value in args), {name: copied(value) for name, value in kwargs.items()}
         made = self.run.made = []
         try:
             result = super().__torch_function__(func, types, args, kwargs)
         finally:
             self.run.made = None
         if len(made) == 1 and self._is_of(made[0], args):
-            call.made, call.args, call.kwargs = made[0], args, kwargs
+            call.made, (call.args, call.kwargs) = made[0], noted
             call.writes = bool(writes_in_place(func) or kwargs.get("inplace"))
         for tensor in tensors_in(result):
             if self.run.carries(tensor):

@@ -333,6 +333,12 @@ def a_list_of_its_own(net: Choosing, x: Tensor) -> Tensor:
     return net.head(y[:, 0, :4])
 
 
+def a_list_changed_afterwards(net: Choosing, x: Tensor) -> Tensor:
+    y = F.conv1d(x[:, None], net.convs.weight, net.convs.bias, 1, net.padding)
+    net.padding[0] = net.way + 1
+    return net.head(y[:, 0, :4])
+
+
 def raised_again(net: Choosing, x: Tensor) -> Tensor:
     h = net.b(x)
     try:
@@ -583,3 +589,12 @@ def test_a_model_that_stops_earlier(activation: nn.Module) -> None:
     for depth in (4, 4, 2, 2, 3, 4):
         model.depth = depth
         assert_same(explainer.explain(x), fresh(model, x, "epsilon-plus-flat"))
+
+
+def test_a_list_that_is_changed_once_it_was_used() -> None:
+    x = inputs(2, 4, dtype=torch.float32)
+    model, twin = (build(lambda: Choosing(a_list_changed_afterwards)) for _ in range(2))
+    explainer = Explainer(model, "epsilon-plus-flat")
+    for way in (1, 1, 0, 0, 1):
+        model.way = twin.way = way
+        assert_same(explainer.explain(x), fresh(twin, x, "epsilon-plus-flat"))
