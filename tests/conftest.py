@@ -68,15 +68,10 @@ class Lrp:
 
     def process(self, *arguments: object, **options: Any) -> "subprocess.Popen[bytes]":
         environment = os.environ | {"PYTHONPATH": str(ROOT)} | options.pop("env", {})
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
         # A test run in the background of a shell script ignores Ctrl-C, and its children would, too.
         heeding = None if os.name == "nt" else partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-        return subprocess.Popen(
-            self.command(*arguments),
-            env=environment,
-            preexec_fn=heeding,  # noqa: PLW1509 (the child does nothing else)
-            **pipes,
-        )
+        settings = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "preexec_fn": heeding} | options
+        return subprocess.Popen(self.command(*arguments), env=environment, **settings)
 
     def shell(self, line: str, **options: Any) -> "subprocess.CompletedProcess[str]":
         """Run a shell line, in which LRP stands for the command."""
