@@ -74,7 +74,8 @@ class Explainer:
 
     The model is left exactly as it is: parameters, buffers, hooks, training flags and ``requires_grad``. Weights that a
     rule transforms are kept from one explanation to the next, and made anew where a parameter was changed; a change
-    through ``parameter.data`` leaves no trace, so make a new explainer after one.
+    through ``parameter.data`` leaves no trace, so make a new explainer after one. A model that computes something else
+    for an input of the same shape than it did before is run a second time, once: state of its own counts on twice.
 
     Example:
         >>> explainer = Explainer(model.eval(), config="epsilon-plus-flat")

@@ -1,6 +1,6 @@
 """Choosing between values entry by entry, by arithmetic that processors do several entries of at a time.
 
-``torch.where`` and ``masked_fill`` take ten to forty times as long on a CPU where the mask changes from entry to entry.
+``torch.where`` and ``masked_fill`` take several times as long on a CPU where the mask changes from entry to entry.
 """
 
 import torch

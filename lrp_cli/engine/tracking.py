@@ -261,10 +261,10 @@ _HOLDERS = (Tensor, list, tuple, dict)
 class ModuleTracker:
     """Knows which module is running, by dotted name and class.
 
+    Torch's global module hooks are used, and only inside :meth:`watching`: no hook is put on the model itself.
+
     Attributes:
         names: id of a module -> its dotted name.
-
-    Torch's global module hooks are used, and only inside :meth:`watching`: no hook is put on the model itself.
     """
 
     def __init__(self, model: nn.Module) -> None:
