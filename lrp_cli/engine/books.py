@@ -1,7 +1,6 @@
 """The books: which layer absorbed how much of a score, so that ``score = input relevance + absorbed``."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -47,56 +46,74 @@ def per_sample(relevance: Tensor, samples: int) -> Tensor:
     return flat.reshape(samples, -1, row).sum(dim=2).sum(dim=1, dtype=torch.float64)
 
 
-class _Open(NamedTuple):
-    """What is entered once somebody looks into the books: ``sum_c sums_c share_c``, sums of shape (N, channels)."""
+class Entry(NamedTuple):
+    """What was booked: ``sum_c sums_c share_c``.
+
+    Attributes:
+        account: who absorbs.
+        kind: as what.
+        sums: shape (N, columns).
+        share: one value a column, shape (columns,), or one for all.
+    """
 
     account: Account
     kind: str
     sums: Tensor
     share: Tensor | float
 
-    def factors(self) -> Tensor:
-        """Return one factor a channel, shape (channels,); numbers in float64."""
-        if isinstance(self.share, Tensor):
-            return self.share
-        return self.sums.new_full(self.sums.shape[1:], self.share, dtype=torch.float64)
 
-
-@dataclass
 class Books:
     """What every layer absorbed in one backward pass.
 
     Attributes:
         samples: N, the number of samples in the batch.
+        booked: the entries, in order. They are added up once somebody looks, all at once.
     """
 
-    samples: int
-    _entries: dict[Account, dict[str, Tensor]] = field(default_factory=dict)
-    _open: list[_Open] = field(default_factory=list)
-    _absorbed: dict[str, Tensor] | None = None
+    def __init__(self, samples: int, booked: Iterable[Entry] = ()) -> None:
+        self.samples = samples
+        self.booked = [*booked]
+        self._added_up: tuple[int, dict[Account, dict[str, Tensor]]] = (0, {})
 
     @property
     def entries(self) -> Mapping[Account, Mapping[str, Tensor]]:
         """Account -> kind of absorption -> relevance absorbed, shape (N,), float64; top layer first."""
-        if self._open:  # all at once: a few operations instead of a few for every layer
-            sums = torch.cat([item.sums for item in self._open], dim=1).double()
-            shares = sums.mul_(torch.cat([item.factors() for item in self._open]).double())
-            of_each = torch.split(shares, [item.sums.shape[1] for item in self._open], dim=1)
-            for item, share in zip(self._open, of_each, strict=True):
-                self._enter(item.account, item.kind, share.sum(dim=1))
-            self._open = []
-        return self._entries
+        if self._added_up[0] != len(self.booked):
+            self._added_up = len(self.booked), self._add_up()
+        return self._added_up[1]
 
-    def book(self, account: Account, kind: str, relevance: Tensor, factor: Tensor | None = None) -> None:
+    def _add_up(self) -> dict[Account, dict[str, Tensor]]:
+        """Add up each entry, by a few operations for all of them, and the entries of one account and kind."""
+        booked = sorted(self.booked, key=lambda entry: not isinstance(entry.share, Tensor))
+        values = torch.cat([entry.sums for entry in booked], dim=1).double()
+        shares = [entry.share for entry in booked if isinstance(entry.share, Tensor)]
+        if shares:
+            factors = torch.cat(shares)
+            values[:, : len(factors)].mul_(factors)
+        widths = torch.tensor([entry.sums.shape[1] for entry in booked])
+        entry_of_column = torch.arange(len(booked)).repeat_interleave(widths).to(values.device)
+        sums = values.new_zeros(len(booked), self.samples).T.scatter_add_(1, entry_of_column.expand_as(values), values)
+        numbers = [1.0 if isinstance(entry.share, Tensor) else entry.share for entry in booked]
+        sums *= sums.new_tensor(numbers)
+        of_entry = dict(zip(map(id, booked), sums.unbind(dim=1), strict=True))
+        added_up: dict[Account, dict[str, Tensor]] = {}
+        for entry in self.booked:
+            kinds, sums = added_up.setdefault(entry.account, {}), of_entry[id(entry)]
+            kinds[entry.kind] = kinds[entry.kind] + sums if entry.kind in kinds else sums
+        return added_up
+
+    def book(
+        self, account: Account, kind: str, relevance: Tensor, factor: Tensor | None = None, *, times: float = 1
+    ) -> None:
         """Add relevance, times a factor that broadcasts if one is given, to what is absorbed on an account."""
-        self._enter(account, kind, self._sums(account, relevance, factor))
+        self._enter(account, kind, self._sums(account, relevance, factor), times)
 
     def book_product(self, account: Account, kind: str, values: Tensor, g: Tensor, factor: float = 1) -> None:
         """Add ``factor values g``, of one shape; nothing has no share of infinity, which is what masks hold."""
         sums = self._sums(account, g, values.expand_as(g))
         if not bool(sums.isfinite().all()):
             sums = self._sums(account, torch.where(g == 0, 0.0, values * g))
-        self._enter(account, kind, sums * factor)
+        self._enter(account, kind, sums, factor)
 
     def _sums(self, account: Account, relevance: Tensor, factor: Tensor | None = None) -> Tensor:
         if account.batch_dim:
@@ -118,14 +135,10 @@ class Books:
         """
         s = s.movedim(account.batch_dim, 0) if account.batch_dim else s
         sums = layer.sums(s, self.samples)
-        self._entries.setdefault(account, {})
-        self._absorbed = None
-        self._open += [_Open(account, kind, sums, share) for kind, share in shares.items()]
+        self.booked += [Entry(account, kind, sums, share) for kind, share in shares.items()]
 
-    def _enter(self, account: Account, kind: str, sums: Tensor) -> None:
-        kinds = self._entries.setdefault(account, {})
-        kinds[kind] = kinds[kind] + sums if kind in kinds else sums
-        self._absorbed = None
+    def _enter(self, account: Account, kind: str, sums: Tensor, times: float = 1) -> None:
+        self.booked.append(Entry(account, kind, sums[:, None], times))
 
     def _dot(self, relevance: Tensor, factor: Tensor) -> Tensor:
         """Sum ``relevance * factor`` over everything but the batch, without making the product where it is large."""
@@ -143,14 +156,11 @@ class Books:
 
     def absorbed(self) -> Mapping[str, Tensor]:
         """Return layer name -> relevance absorbed, shape (N,), float64, in order of booking (top layer first)."""
-        entries = self.entries
-        if self._absorbed is None:
-            layers: dict[str, Tensor] = {}
-            for account, kinds in entries.items():
-                for sums in kinds.values():
-                    layers[account.layer] = layers[account.layer] + sums if account.layer in layers else sums
-            self._absorbed = layers
-        return self._absorbed
+        layers: dict[str, Tensor] = {}
+        for account, kinds in self.entries.items():
+            for sums in kinds.values():
+                layers[account.layer] = layers[account.layer] + sums if account.layer in layers else sums
+        return layers
 
     def total(self) -> Tensor:
         """Return the relevance absorbed by all layers together, shape (N,), float64."""

@@ -78,9 +78,9 @@ class Flow:
         """Return R_j / z_j, shape of y; made in the place of z where that is scratch, which spares fresh memory."""
         return (torch.div(self.out, z, out=z) if is_scratch else self.out / z).mul_(self.g)
 
-    def book(self, kind: str, relevance: Tensor, factor: Tensor | None = None) -> None:
+    def book(self, kind: str, relevance: Tensor, factor: Tensor | None = None, *, times: float = 1) -> None:
         """Book relevance (any shape, batch first), times a factor that broadcasts, under a kind of absorption."""
-        self.books.book(self.account, kind, relevance, factor)
+        self.books.book(self.account, kind, relevance, factor, times=times)
 
     def book_shares(self, s: Tensor, shares: dict[str, Tensor | float]) -> None:
         """Book ``sum_j s_j c_j`` for each kind of absorption, c being one value a channel, or one for all.
@@ -192,7 +192,7 @@ def halves(flow: Flow, z: Tensor, offset: Tensor, *, both: bool, is_positive: bo
     if flow.map.fan_in < WIDE or flow.map.products is not None:  # z is not of the precision of A_j
         return None
     found = flow.once("halves", lambda: _halves(flow, z, offset, both, is_positive))
-    if found.is_precise or _loss(flow, z, found, is_positive) <= TOLERABLE * torch.finfo(z.dtype).eps:
+    if found.is_precise or bool(_loss(flow, z, found, is_positive) <= TOLERABLE * torch.finfo(z.dtype).eps):
         return found
     return None
 
@@ -201,12 +201,19 @@ def _halves(flow: Flow, z: Tensor, offset: Tensor, both: bool, is_positive: bool
     x = flow.x if flow.is_non_negative else flow.x.abs()
     spread = flow.map.apply(x, flow.map.transformed("absolute"), offset)
     keeps_digits = 1 - ROUNDING / TOLERABLE  # |z| up to this share of A_j leaves enough of them
-    is_precise = is_positive or bool(torch.add(z, spread, alpha=keeps_digits).min() >= 0)
-    if not both:
-        positive, negative = spread.add_(z), None
+    is_precise: bool
+    if is_positive:
+        is_precise = not both or bool(torch.sub(z, spread, alpha=keeps_digits).max() <= 0)
+    elif both:
+        low, high = torch.aminmax(z / spread)
+        is_precise = bool((low >= -keeps_digits) & (high <= keeps_digits))
     else:
-        is_precise = is_precise and bool(torch.sub(z, spread, alpha=keeps_digits).max() <= 0)
+        is_precise = bool(torch.add(z, spread, alpha=keeps_digits).min() >= 0)
+    negative: Tensor | None = None
+    if both:
         positive, negative = z + spread, torch.sub(z, spread, out=spread)
+    else:
+        positive = spread.add_(z)
     if not is_precise:  # what rounding has left of a sum that is next to nothing keeps its sign
         least = _rounding(z) / 16
         if negative is None:
@@ -219,7 +226,7 @@ def _halves(flow: Flow, z: Tensor, offset: Tensor, both: bool, is_positive: bool
     return Halves(positive, negative, is_precise)
 
 
-def _loss(flow: Flow, z: Tensor, found: Halves, is_positive: bool) -> float:
+def _loss(flow: Flow, z: Tensor, found: Halves, is_positive: bool) -> Tensor:
     """Return which share of a sample's relevance is misplaced by rounding, at most."""
     relevance = flow.relevance.abs_()
     total = flow.per_sample(relevance).clamp(min=torch.finfo(z.dtype).tiny)
@@ -230,7 +237,7 @@ def _loss(flow: Flow, z: Tensor, found: Halves, is_positive: bool) -> float:
     else:
         smaller = torch.minimum(found.positive, -found.negative)
         lost = (found.positive - z).mul_(_rounding(z)).div_(smaller)
-    return float((flow.per_sample(lost.clamp_(max=1).mul_(relevance)) / total).max())
+    return (flow.per_sample(lost.clamp_(max=1).mul_(relevance)) / total).max()
 
 
 def _rounding(z: Tensor) -> float:

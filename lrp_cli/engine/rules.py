@@ -46,22 +46,26 @@ class Rule(ABC):
 
 
 def _shared_out(flow: Flow, z: Tensor, stabiliser: float, *, factor: float = 1.0, is_sure: bool = False) -> Tensor:
-    """Return ``factor R / z``, shape of y; where z holds nothing but its stabiliser, zero, and it is all absorbed.
+    """Return ``R / z``, shape of y; where z holds nothing but its stabiliser, zero, and it is all absorbed.
 
     Args:
         flow: the layer call.
         z: the sum of contributions of one sign, stabiliser included; from the memo.
         stabiliser: what was added to z; its sign is the sign of the contributions.
-        factor: which part of the relevance is distributed.
+        factor: times what relevance is booked.
         is_sure: whether z is known to hold more than the stabiliser wherever relevance arrives.
     """
-    if not is_sure and bool(z.amin() <= stabiliser if stabiliser >= 0 else z.amax() >= stabiliser):
-        relevance = flow.relevance.mul_(factor)
-        distributed = where_above(relevance, z if stabiliser >= 0 else -z, abs(stabiliser))
-        flow.book(EPSILON, relevance.sub_(distributed))
-        return distributed.div_(z) if stabiliser else per_unit(distributed, z)
-    s = flow.relevance_over(z, is_scratch=flow.is_last)
-    return s if factor == 1 else s.mul_(factor)
+    if is_sure or not bool(z.amin() <= stabiliser if stabiliser >= 0 else z.amax() >= stabiliser):
+        return flow.relevance_over(z, is_scratch=flow.is_last)
+    relevance = flow.relevance
+    if stabiliser >= 0:
+        distributed = where_above(relevance, z, stabiliser)
+        absorbed = relevance.sub_(distributed)
+    else:
+        absorbed = where_above(relevance, z, stabiliser * (1 + torch.finfo(z.dtype).eps))
+        distributed = relevance.sub_(absorbed)
+    flow.book(EPSILON, absorbed, times=factor)
+    return distributed.div_(z) if stabiliser else per_unit(distributed, z)
 
 
 def _offset(flow: Flow, bias: Tensor | None, stabiliser: float) -> Tensor:
@@ -211,14 +215,17 @@ def _by_sign(flow: Flow, alpha: float, beta: float, stabiliser: float, use_bias:
     def hand_down(factor: float, contributions: Contributions, part: Tensor | None, stabiliser: float) -> Tensor:
         is_sure = is_positive and stabiliser > 0  # z > 0, so z+ > 0
         s = _shared_out(flow, contributions.sum(), stabiliser, factor=factor, is_sure=is_sure)
-        flow.book_shares(s, {EPSILON: stabiliser} if part is None else {EPSILON: stabiliser, BIAS: part})
+        shares: dict[str, Tensor | float] = {EPSILON: stabiliser}
+        flow.book_shares(s, _times(factor, shares if part is None else shares | {BIAS: part}))
         return contributions.pull(s)
 
     part = None if bias is None else bias.clamp(min=0)
     pulled = hand_down(alpha, flow.positive(_offset(flow, part, stabiliser)), part, stabiliser)
+    if alpha != 1:
+        pulled.mul_(alpha)
     if beta:
         part = None if bias is None else bias.clamp(max=0)
-        pulled += hand_down(-beta, flow.negative(_offset(flow, part, -stabiliser)), part, -stabiliser)
+        pulled.add_(hand_down(-beta, flow.negative(_offset(flow, part, -stabiliser)), part, -stabiliser), alpha=-beta)
     return pulled
 
 
@@ -230,23 +237,34 @@ def _by_halves(flow: Flow, found: Halves, alpha: float, beta: float, stabiliser:
     """
     if not found.is_precise:
         flow.book(EPSILON, flow.out, flow.g)
-    s_positive = flow.relevance_over(found.positive, is_scratch=flow.is_last)
+    # In units of alpha: s+ is R / (z + A), and s- is -(beta / alpha) R / (z - A).
     if found.negative is None:
-        both = difference = s_positive
+        both = difference = flow.relevance_over(found.positive, is_scratch=flow.is_last)
     else:
-        s_positive.mul_(alpha)
-        s_negative = flow.relevance_over(found.negative, is_scratch=flow.is_last).mul_(-beta)
-        both, difference = s_positive + s_negative, s_positive.sub_(s_negative)
+        relevance = flow.relevance
+        difference = torch.div(relevance, found.positive, out=found.positive if flow.is_last else None)
+        both = torch.addcdiv(difference, relevance, found.negative, value=-beta / alpha)
+        difference.addcdiv_(relevance, found.negative, value=beta / alpha)
     # (z + A) s+ holds twice the share of b+ and of the stabiliser, (z - A) s- that of b- and of minus the stabiliser.
-    for s, c in ((both, bias), (difference, None if bias is None else bias.abs())):
-        if c is not None:
-            flow.book_shares(s, {BIAS: c} if found.is_precise else {BIAS: c, EPSILON: -c})
+    if bias is not None:
+        flow.book_shares(both, _times(alpha, {BIAS: bias} if found.is_precise else {BIAS: bias, EPSILON: -bias}))
     pulled = flow.map.hand_down(both, flow.x).add_(flow.by_size(difference))
+    if alpha != 1:
+        pulled.mul_(alpha)
+    shares: dict[str, Tensor | float] = {}
+    if bias is not None:
+        shares = {BIAS: bias.abs()} if found.is_precise else {BIAS: bias.abs(), EPSILON: -bias.abs()}
     if found.is_precise:
-        flow.book_shares(difference, {EPSILON: 2 * stabiliser})
+        shares = shares | {EPSILON: 2 * stabiliser}
     else:  # whatever does not arrive is booked, what rounding misplaces included
         flow.book(EPSILON, -flow.x, pulled)
+    if shares:
+        flow.book_shares(difference, _times(alpha, shares))
     return pulled
+
+
+def _times(factor: float, shares: dict[str, Tensor | float]) -> dict[str, Tensor | float]:
+    return shares if factor == 1 else {kind: factor * share for kind, share in shares.items()}
 
 
 @dataclass(frozen=True)
