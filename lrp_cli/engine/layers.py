@@ -144,7 +144,8 @@ class LayerCall:
             y = self.output() if rule.needs_output == OutputUse.WHOLE else out
         else:
             y = self.output()
-        handed_on = rule.propagate(
+        handed_on = self.run.propagate(
+            rule,
             Flow(
                 map=self.map,
                 x=self.x,
@@ -159,7 +160,7 @@ class LayerCall:
                 is_activated=activation is not None,
                 is_rectified=is_rectified,
                 is_last=not self.run.keeps,
-            )
+            ),
         )
         if not self.run.keeps:
             self._release()

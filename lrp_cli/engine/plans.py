@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from lrp_cli.engine.books import Account
+from lrp_cli.engine.drafts import Programs
 from lrp_cli.engine.layers import Activation, Compute, Layer, Made
 from lrp_cli.engine.linear_maps import LinearMap
 from lrp_cli.engine.naming import operation_name
 from lrp_cli.engine.operations.registry import QUESTIONS
+from lrp_cli.engine.standing import kind_of
 from lrp_cli.engine.weights import version_of
 
 LIMIT = 4
@@ -174,6 +176,13 @@ class Plan:
     state: list[Hashable]
 
     @property
+    def constants(self) -> list[Tensor]:
+        """The tensors of the layers, batch norms merged into them."""
+        maps = {id(step.member.group): step.member.group.map for step in self.steps if step.member is not None}
+        found = [tensor for map in maps.values() for tensor in (map.raw, map.bias, map.scale)]
+        return [tensor for tensor in found if tensor is not None]
+
+    @property
     def is_up_to_date(self) -> bool:
         """Whether no parameter or buffer was changed or moved."""
         return self.state == _state(self.tensors)
@@ -186,9 +195,11 @@ class Plans:
 
     Attributes:
         are_of_use: whether it is worth while to make plans.
+        programs: what is made of a plan in the end.
     """
 
     def __init__(self) -> None:
+        self.programs = Programs()
         self._plans: dict[Hashable, Plan] = {}
         self.are_of_use = True
 
@@ -199,7 +210,7 @@ class Plans:
             names: id of a module -> its dotted name, for all modules of the model.
             x: the input.
         """
-        plan = self._plans.get(_kind(x))
+        plan = self._plans.get(kind_of(x))
         return plan if plan is not None and plan.names == names and plan.is_up_to_date else None
 
     def make(self, model: nn.Module, names: Names, x: Tensor, calls: list[Call]) -> None:
@@ -209,7 +220,7 @@ class Plans:
         for members in _groups(calls, held):
             _join(members)
             used |= {id(tensor): tensor for call in members for tensor in call.tensors}
-        kind, tensors = _kind(x), list(used.values())
+        kind, tensors = kind_of(x), list(used.values())
         if not tensors:
             return
         if kind not in self._plans and len(self._plans) == LIMIT:
@@ -220,10 +231,6 @@ class Plans:
         """Follow no plan any more, and make none."""
         self._plans.clear()
         self.are_of_use = False
-
-
-def _kind(x: Tensor) -> Hashable:
-    return x.shape, x.stride(), x.dtype, x.device
 
 
 def _state(tensors: Sequence[Tensor]) -> list[Hashable]:

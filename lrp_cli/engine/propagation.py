@@ -1,6 +1,6 @@
 """Layer-wise Relevance Propagation: one forward pass, then one backward pass for every target."""
 
-from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lrp_cli.engine.books import Books
 from lrp_cli.engine.checkpoints import guarded
 from lrp_cli.engine.compiled import as_written, uncompiled
+from lrp_cli.engine.drafts import Draft
 from lrp_cli.engine.finiteness import Origin, first_origin, origin_of_output
 from lrp_cli.engine.interception import Interception
 from lrp_cli.engine.layers import Assignment
@@ -79,9 +80,9 @@ class Propagation:
             EngineError: the model is in training mode or scripted, hides what it computes in a checkpoint, or does not
                 return a tensor (N, classes) that depends on x.
         """
-        _check_model(model)
+        _check_kind(model)
         _check_input(model, x)
-        begin = partial(
+        self._begin = partial(
             Run,
             samples=x.shape[0],
             assignment=assignment,
@@ -93,23 +94,45 @@ class Propagation:
         )
         self._model = as_written(model)
         self._x = nudged(x.detach()).requires_grad_()
-        if plans is None or trace is not None or not self._follow(plans, begin, bounds):
-            self._execute(begin, bounds, None if trace is not None else plans)
-        _check_forward(model, x, self._logits)
+        self._plans = None if trace is not None else plans
+        self._bounds, self._trace = bounds, trace
+        self._performance = None if self._plans is None else self._plans.programs.perform(self._x.detach())
+        if self._performance is None:
+            self._execute()
+        else:
+            self.logits = self._performance.logits
+        _check_forward(model, x, self.logits)
+
+    def _execute(self) -> None:
+        """Run the model so that relevance can be handed down by autograd."""
+        _check_modules(self._model)
+        if self._plans is None or not self._follow(self._plans):
+            self._explore()
         self.logits = self._logits.detach()
 
-    def _follow(self, plans: Plans, begin: Callable[..., Run], bounds: Bounds) -> bool:
+    def _follow(self, plans: Plans) -> bool:
         """Run the model by the plan for inputs like this one; return whether there was one, and the model followed."""
         modules = ModuleTracker(self._model)
         plan = plans.find(modules.names, self._x)
         if plan is None:
             return False
-        replay, random_state = Replay(begin(modules), plan), torch.get_rng_state()
+        replay, random_state = Replay(self._begin(modules), plan), torch.get_rng_state()
+        cache, programs = replay.run.cache, plans.programs
+        constants = [
+            *self._model.parameters(),
+            *self._model.buffers(),
+            *plan.constants,
+            *cache.tensors(),
+            *(self._bounds or ()),
+        ]
+        replay.run.draft = draft = programs.draft(self._model, constants, self._x)
         try:
-            with torch.enable_grad(), modules.watching(), guarded(), uncompiled():
-                output = self._output(replay, bounds)
+            with torch.enable_grad(), modules.watching(), guarded(), uncompiled(), _written(draft):
+                output = self._output(replay)
                 replay.finish(output)
                 self._logits = _check_output(output, replay)
+            if draft is not None:
+                draft.end_ascent(self._logits)
         except Exception:
             plans.give_up()
             torch.set_rng_state(random_state)
@@ -118,21 +141,21 @@ class Propagation:
         self._sight.close()
         return True
 
-    def _execute(self, begin: Callable[..., Run], bounds: Bounds, plans: Plans | None) -> None:
+    def _explore(self) -> None:
         """Run the model, and make a plan for the next pass over an input like this one."""
-        modules = ModuleTracker(self._model)
-        self._run = begin(modules)
+        plans, modules = self._plans, ModuleTracker(self._model)
+        self._run = self._begin(modules)
         interception = Interception(self._run) if plans is None or not plans.are_of_use else Recording(self._run)
         self._sight = interception.sight
         with torch.enable_grad(), modules.watching(self._sight.notice), guarded(), uncompiled():
-            self._logits = _check_output(self._output(interception, bounds), interception)
+            self._logits = _check_output(self._output(interception), interception)
         if plans is not None and isinstance(interception, Recording) and interception.is_plannable:
             plans.make(self._model, modules.names, self._x, interception.calls)
         self._sight.close()
 
-    def _output(self, interception: Interception, bounds: Bounds) -> Any:
+    def _output(self, interception: Interception) -> Any:
         """Run the model; return what it returns."""
-        x, run = self._x, interception.run
+        x, run, bounds = self._x, interception.run, self._bounds
         entering = x.clone()
         run.begin = entering.grad_fn._sequence_nr() if entering.grad_fn else 0
         tag = tagged(entering, run)
@@ -154,18 +177,40 @@ class Propagation:
         Raises:
             EngineError: relevance arrives at an operation without a rule, or a value is not finite.
         """
-        self._run.books = books = Books(self._run.samples)
-        self._run.keeps = keep
-        if self._run.trace is not None:
-            self._run.trace.clear()
-        gradient = self._gradient(seed.to(self._logits), keep)
-        if gradient is None:
-            raise EngineError("no relevance reaches the input: the output does not depend on it by any path")
+        gradient, books = self._by_program(seed, keep) or self._by_autograd(seed.to(self._logits), keep)
         relevance = self._x.detach() * gradient
         self._check_finite(relevance, books)
-        if self._run.trace is not None:
-            self._run.trace.settle(books)
+        if self._trace is not None:
+            self._trace.settle(books)
         return Propagated(relevance, books)
+
+    def _by_program(self, seed: Tensor, keep: bool) -> tuple[Tensor, Books] | None:
+        """Return the gradient and the books; None where there is no program, or it does not fit."""
+        if self._performance is None:
+            return None
+        found = self._performance.hand_down(seed.to(self.logits), keep=keep)
+        if found is None:
+            self._performance = None
+            self._execute()
+        return found
+
+    def _by_autograd(self, seed: Tensor, keep: bool) -> tuple[Tensor, Books]:
+        """Return the gradient and the books, by autograd."""
+        run, draft = self._run, self._run.draft
+        run.books, run.keeps = Books(run.samples), keep
+        if self._trace is not None:
+            self._trace.clear()
+        if draft is not None:
+            seed = draft.begin_descent(seed)
+        with _written(draft):
+            gradient = self._gradient(seed, keep)
+        if gradient is None:
+            raise EngineError("no relevance reaches the input: the output does not depend on it by any path")
+        if draft is not None:
+            draft.end_descent(gradient, run.books, keep=keep)
+            if not keep and self._plans is not None:
+                self._plans.programs.keep(draft)
+        return gradient, run.books
 
     def _check_finite(self, relevance: Tensor, books: Books) -> None:
         absorbed = books.absorbed()
@@ -199,9 +244,16 @@ class Propagation:
         return gradient
 
 
-def _check_model(model: Any) -> None:
+def _written(draft: Draft | None) -> AbstractContextManager[Any]:
+    return nullcontext() if draft is None else draft.transcript
+
+
+def _check_kind(model: Any) -> None:
     if not isinstance(model, nn.Module):
         raise EngineError(f"a torch.nn.Module is needed, not {type(model).__name__}")
+
+
+def _check_modules(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise EngineError(

@@ -13,11 +13,15 @@ from torch import Tensor
 from lrp_cli.engine.checkpoints import hooks_in_force
 from lrp_cli.engine.interception import Interception
 from lrp_cli.engine.layers import BATCH_NORM, ActivatedNode, Layer, LayerCall, LayerNode, Made
-from lrp_cli.engine.naming import writes_in_place
+from lrp_cli.engine.naming import operation_name, writes_in_place
 from lrp_cli.engine.operations.linear import note_layer
 from lrp_cli.engine.plans import Call, Group, Member, Plan, copied, new_step
 from lrp_cli.engine.run import Run
 from lrp_cli.engine.tracking import Tag, supersede, tag_of, tagged, tensors_in
+
+LOOKS = frozenset(["array", "data_ptr", "deepcopy", "dlpack", "format", "map", "apply", "numpy", "reduce_ex", "repr"])
+LOOKS |= frozenset(["storage", "tolist", "typed_storage", "untyped_storage"])
+"""Functions that read a tensor's values out of the dispatcher's sight."""
 
 
 class Departed(Exception):  # noqa: N818 (it is no error: the pass is begun again)
@@ -107,6 +111,8 @@ class Replay(Interception):
         step, kwargs = next(self._steps, None), kwargs or {}
         if step is None or step.function != func or step.module is not self.run.modules.running or self.sight.look():
             self._depart()
+        if self.run.draft is not None and operation_name(func) in LOOKS:
+            self.run.draft.transcript.refuse(f"{operation_name(func)} looks at values")
         if step.member is not None:
             result = self._execute_member(step.member, args, kwargs)
             self.sight.made(result)

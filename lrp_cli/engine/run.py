@@ -6,12 +6,14 @@ import torch
 from torch import Tensor
 
 from lrp_cli.engine.books import CONSTANT, Account, Books
+from lrp_cli.engine.flow import Flow
 from lrp_cli.engine.layers import BATCH_NORM, Assignment, Layer, Made
 from lrp_cli.engine.rules import Rule
 from lrp_cli.engine.tracking import ModuleTracker, tag_of, tagged
 from lrp_cli.engine.weights import WeightCache
 
 if TYPE_CHECKING:
+    from lrp_cli.engine.drafts import Draft
     from lrp_cli.engine.trace import Trace
 
 
@@ -29,6 +31,7 @@ class Run:
         keeps: whether further backward passes follow the one in hand.
         books: the books of the backward pass in hand.
         trace: where operations are recorded, if they are.
+        draft: what writes the explanation down, if anything does.
         begin: sequence number of the input in autograd's graph; what is older does not depend on the input.
         anchor: an empty tensor at the root of every constant, so that backward passes visit the constants.
     """
@@ -56,6 +59,7 @@ class Run:
         self.made: list[Made] | None = None
         self.books = Books(samples)
         self.keeps = True
+        self.draft: Draft | None = None
         self.anchor = torch.empty(0, requires_grad=True)
         self.layer_count = 0
         self.begin = 0
@@ -83,6 +87,10 @@ class Run:
         if layer not in self._rules:
             self._rules[layer] = self.assignment.rule(layer, self.layer_count)
         return self._rules[layer]
+
+    def propagate(self, rule: Rule, flow: Flow) -> Tensor:
+        """Have a rule propagate relevance."""
+        return rule.propagate(flow) if self.draft is None else self.draft.propagate(rule, flow)
 
     def carries(self, value: Any) -> bool:
         """Whether relevance can pass through a value: it is a tensor that depends on the model's input."""

@@ -55,6 +55,10 @@ class WeightCache:
             self.used_bytes += derived.nbytes
         return derived
 
+    def tensors(self) -> list[Tensor]:
+        """Return all that is kept."""
+        return [tensor for derived in self._derived.values() for _, tensor in derived.tensors.values()]
+
     def _entries(self, parameter: Tensor) -> dict[Hashable, tuple[Hashable, Tensor]]:
         key = id(parameter)
         found = self._derived.get(key)

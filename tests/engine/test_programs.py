@@ -1,0 +1,342 @@
+"""Explanations by a program are first explanations to the last bit; and nothing else when the model differs."""
+
+import gc
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from networks import BOUNDS, build, inputs
+from test_plans import Choosing, Variety, assert_same, fresh, tied_weights
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+from lrp_cli.engine import standing
+from lrp_cli.engine.drafts import AFTER, FAILURES, Performance
+from lrp_cli.engine.programs import Choice
+from lrp_cli.errors import EngineError
+from lrp_cli.explainer import Explainer, Explanation
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated", "ignore:Using padding=.same.")
+
+PRESETS = ("epsilon", "epsilon-plus-flat", "epsilon-gamma-box", "epsilon-alpha2-beta1", "lrp-0", "attnlrp-gamma")
+UNTIL_THEN = AFTER + 2
+"""After so many explanations there is a program: the first one makes a plan, the others follow it."""
+
+
+@pytest.fixture
+def performances(monkeypatch: pytest.MonkeyPatch) -> list[Performance]:
+    """The explanations that a program gave, in order."""
+    done: list[Performance] = []
+    hand_down = Performance.hand_down
+
+    def noting(self: Performance, seed: Tensor, *, keep: bool) -> Any:
+        found = hand_down(self, seed, keep=keep)
+        done.extend([self] * (found is not None))
+        return found
+
+    monkeypatch.setattr(Performance, "hand_down", noting)
+    return done
+
+
+@pytest.fixture
+def known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the networks of the tests for networks that compute a function of their attributes, which they are."""
+    monkeypatch.setattr(standing, "KNOWN", (*standing.KNOWN, "test_programs", "test_plans"))
+
+
+def prepared(model: nn.Module, x: Tensor, config: str = "epsilon-plus", **options: Any) -> Explainer:
+    """Return an explainer that has a program for inputs like x."""
+    explainer = Explainer(model, config, bounds=BOUNDS, **options)
+    for _ in range(UNTIL_THEN):
+        explainer.explain(x)
+    return explainer
+
+
+@pytest.mark.usefixtures("known")
+@pytest.mark.parametrize("config", PRESETS)
+def test_explanations_by_a_program_are_the_first_ones(config: str, performances: list[Performance]) -> None:
+    x = inputs(3, 3, 12, 12, dtype=torch.float32)
+    model = build(Variety, x)
+    explainer = prepared(model, x, config)
+    assert not performances
+    for seed in range(4):
+        other = inputs(3, 3, 12, 12, seed=seed, dtype=torch.float32)
+        assert_same(explainer.explain(other), fresh(model, other, config))
+    assert len(performances) == 4
+
+
+@pytest.mark.parametrize("config", ["epsilon-gamma-box", "epsilon-alpha2-beta1-flat", "attnlrp-gamma"])
+@pytest.mark.parametrize(
+    "name", ["resnet18", "mobilenet_v2", "densenet121", "shufflenet_v2_x0_5", "vgg11_bn", "convnext_tiny", "swin_t"]
+)
+def test_whole_networks(name: str, config: str, performances: list[Performance]) -> None:
+    x = inputs(2, 3, 64, 64, dtype=torch.float32)
+    model = build(lambda: torchvision.models.get_model(name), x)
+    explainer = prepared(model, x, config)
+    other = inputs(2, 3, 64, 64, seed=3, dtype=torch.float32)
+    assert_same(explainer.explain(other), fresh(model, other, config))
+    assert len(performances) == 1
+
+
+def targets(explainer: Explainer, x: Tensor, count: int) -> list[Explanation]:
+    """Explain several targets of one forward pass, the last one as the last."""
+    forward = explainer.forward(x)
+    return [forward.explain(target, keep=target < count - 1) for target in range(count)]
+
+
+@pytest.mark.usefixtures("known")
+@pytest.mark.parametrize("config", PRESETS)
+@pytest.mark.parametrize("counts", [(1, 1, 1, 1, 1, 3, 3, 1), (4, 4, 4, 4, 2, 4, 1, 1), (2, 2, 2, 2, 3, 3)])
+def test_any_number_of_targets(counts: tuple[int, ...], config: str, performances: list[Performance]) -> None:
+    """What a program was not made for is explained without it."""
+    x = inputs(2, 3, 12, 12, dtype=torch.float32)
+    model = build(Variety, x)
+    explainer = Explainer(model, config, bounds=BOUNDS)
+    expected = targets(Explainer(model, config, bounds=BOUNDS), x, 4)
+    for count in counts:
+        for found, right in zip(targets(explainer, x, count), expected, strict=False):
+            torch.testing.assert_close(found.relevance, right.relevance, rtol=1e-4, atol=1e-6)
+            assert torch.equal(found.logits, right.logits)
+            assert [*found.absorbed] == [*right.absorbed]
+    assert performances
+
+
+@pytest.mark.usefixtures("known")
+def test_a_forward_pass_that_is_explained_without_end(performances: list[Performance]) -> None:
+    """``keep`` is true by default: nobody says which target is the last."""
+    x = inputs(2, 3, 12, 12, dtype=torch.float32)
+    model = build(Variety, x)
+    explainer = prepared(model, x)
+    forward, first = explainer.forward(x), Explainer(model, "epsilon-plus").forward(x)
+    for target in (0, 1, 2, 1):
+        assert_same(forward.explain(target), first.explain(target))
+
+
+CHANGES: dict[str, Callable[[Variety], Any]] = {
+    "a weight in place": lambda net: net.conv2.weight.mul_(1.5),
+    "a weight exchanged": lambda net: setattr(net.conv2, "weight", nn.Parameter(net.conv2.weight * 0.5)),
+    "a weight's data exchanged": lambda net: setattr(net.conv2.weight, "data", net.conv2.weight.data * 0.5),
+    "a bias left out": lambda net: setattr(net.conv2, "bias", None),
+    "statistics": lambda net: net.norm3.running_mean.add_(0.5),
+    "an option": lambda net: setattr(net.norm3, "eps", 0.5),
+    "a module exchanged": lambda net: setattr(net, "norm1", nn.BatchNorm2d(6).eval()),
+    "a forward of its own": lambda net: setattr(net.norm1, "forward", lambda x: x * 2),
+    "a hook": lambda net: net.norm1.register_forward_hook(lambda module, args, output: output * 2),
+    "a hook before": lambda net: net.conv2.register_forward_pre_hook(lambda module, args: (args[0] * 2,)),
+    "another class": lambda net: setattr(net.norm1, "__class__", Doubled),
+    "pruned": lambda net: prune.l1_unstructured(net.conv2, "weight", 0.5),
+}
+
+
+class Doubled(nn.BatchNorm2d):
+    """Does twice what its parent does."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) * 2
+
+
+@pytest.mark.usefixtures("known")
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_model_that_was_changed(change: str, performances: list[Performance]) -> None:
+    x = inputs(2, 3, 12, 12, dtype=torch.float32)
+    model = build(Variety, x)
+    explainer = prepared(model, x)
+    before = explainer.explain(x)
+    assert len(performances) == 1
+    with torch.no_grad():
+        CHANGES[change](model)
+    for _ in range(UNTIL_THEN + 1):
+        after = explainer.explain(x)
+        assert_same(after, fresh(model, x, "epsilon-plus"))
+        assert not torch.equal(after.relevance, before.relevance)
+
+
+@pytest.mark.usefixtures("known")
+def test_global_hooks_and_training_mode(performances: list[Performance]) -> None:
+    x = inputs(2, 3, 12, 12, dtype=torch.float32)
+    model = build(Variety, x)
+    explainer, seen = prepared(model, x), []
+    handle = nn.modules.module.register_module_forward_hook(lambda module, args, output: seen.append(module))
+    explainer.explain(x)
+    handle.remove()
+    assert seen and not performances
+    model.norm2.train()
+    with pytest.raises(EngineError, match="training mode \\(norm2\\)"):
+        explainer.explain(x)
+
+
+class Deciding(nn.Module):
+    """A network that looks at its values to decide what to do."""
+
+    def __init__(self, decide: Callable[[Tensor], bool]) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head, self.decide = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 5), decide
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = torch.relu(self.norm(self.conv(x)))
+        return self.head((F.silu(z) if self.decide(x) else z).mean(dim=(2, 3)))
+
+
+@pytest.mark.usefixtures("known")
+@pytest.mark.parametrize(
+    "decide",
+    [
+        lambda x: x.sum() > 0,
+        lambda x: bool((x > 0).float().mean() > 0.5),
+        lambda x: x.detach().mean().item() > 0,
+        lambda x: float(x[0, 0, 0, 0]) > 0,
+        lambda x: x.sum().tolist() > 0,
+        lambda x: x.detach().cpu().numpy().sum() > 0,
+        lambda x: torch.equal(x, x.abs()),
+        lambda x: len(x[0, 0, 0, :1].detach().clamp(min=0).nonzero()) > 0,
+        lambda x: (x[:, :1, :1, :1].detach() > 0).nonzero().shape[0] > 0,
+        lambda x: x.detach()[x.detach() > 0].numel() > x.numel() / 2,
+        lambda x: len(x.detach().sign()[:, 0, 0, 0].unique()) > 1,
+        lambda x: next(iter(x.detach()[0, 0, 0])) > 0,
+    ],
+)
+def test_a_model_that_decides_by_its_values(decide: Callable[[Tensor], bool]) -> None:
+    x = inputs(2, 3, 8, 8, dtype=torch.float32)
+    model = build(lambda: Deciding(decide), x)
+    for first, second in ((x.abs(), -x.abs()), (-x.abs(), x.abs())):
+        explainer = prepared(model, first, "epsilon")
+        for values in (first, second, first, second):
+            assert_same(explainer.explain(values), fresh(model, values))
+
+
+def test_a_class_that_nobody_knows_has_no_program(performances: list[Performance]) -> None:
+    """It may do what only its own code tells, when it runs."""
+    x = inputs(2, 3, 12, 12, dtype=torch.float32)
+    prepared(build(Variety, x), x).explain(x)
+
+    class Own(nn.ReLU):
+        pass
+
+    def halved(x: Tensor) -> Tensor:
+        return torch.relu(x) / 2
+
+    models = {
+        "torch's alone": nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(400, 3)),
+        "a class": nn.Sequential(nn.Conv2d(3, 4, 3), Own(), nn.Flatten(), nn.Linear(400, 3)),
+        "a function": nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(400, 3)),
+        "a hook": nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(400, 3)),
+    }
+    models["a function"][1].forward = halved
+    models["a hook"][1].register_forward_hook(lambda *_: None)
+    for name, model in models.items():
+        performances.clear()
+        prepared(model.eval(), x).explain(x)
+        assert len(performances) == (name == "torch's alone"), name
+
+
+@pytest.mark.usefixtures("known")
+def test_random_numbers_are_drawn_anew(performances: list[Performance]) -> None:
+    x = inputs(2, 3, 12, 12, dtype=torch.float32)
+    model = build(lambda: nn.Sequential(nn.Conv2d(3, 4, 3), Noise(), nn.Flatten(), nn.Linear(400, 3)), x)
+    explainer = prepared(model, x)
+    assert not torch.equal(explainer.explain(x).logits, explainer.explain(x).logits)
+    assert not performances
+
+
+class Noise(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.randn_like(x)
+
+
+@pytest.mark.usefixtures("known")
+def test_a_rule_decides_anew_each_time(performances: list[Performance], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether one product is precise enough for both signs of contributions depends on the values."""
+    decided: list[bool] = []
+    take = Choice._take
+
+    def noting(self: Choice, *tensors: Tensor) -> Any:
+        decided.append(True)
+        return take(self, *tensors)
+
+    monkeypatch.setattr(Choice, "_take", noting)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten(), nn.Linear(256, 3)).eval()
+    with torch.no_grad():
+        model[2].weight.abs_()
+        model[0].bias.fill_(0.5)
+    x = inputs(2, 3, 12, 12, dtype=torch.float32)
+    explainer = prepared(model, x, "epsilon-alpha2-beta1")
+    for scale in (1.0, 1e-3, 1.0, 1e3, -1.0, 1e-3, 1.0):
+        assert_same(explainer.explain(x * scale), fresh(model, x * scale, "epsilon-alpha2-beta1"))
+    assert len(performances) == 7
+
+
+@pytest.mark.usefixtures("known")
+def test_errors_are_the_same(performances: list[Performance]) -> None:
+    x = inputs(2, 3, 12, 12, dtype=torch.float32)
+    explainer = prepared(build(Variety, x), x)
+    for bad in (x * float("nan"), torch.full_like(x, 3e38)):
+        with pytest.raises(EngineError) as found:
+            explainer.explain(bad)
+        with pytest.raises(EngineError) as expected:
+            fresh(explainer.model, bad, "epsilon-plus")
+        assert str(found.value) == str(expected.value)
+    with torch.inference_mode(), pytest.raises(EngineError, match="inference_mode"):
+        explainer.explain(x)
+    with torch.autocast("cpu"), pytest.raises(EngineError, match="autocast"):
+        explainer.explain(x)
+    with torch.no_grad():
+        assert not explainer.explain(x).relevance.requires_grad
+    assert performances
+
+
+@pytest.mark.usefixtures("known")
+def test_a_program_that_does_not_fit_is_not_tried_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[bool] = []
+
+    def failing(self: Performance, *rest: Any) -> None:
+        tries.append(True)
+        raise MemoryError
+
+    monkeypatch.setattr(Performance, "__init__", failing)
+    x = inputs(2, 3, 12, 12, dtype=torch.float32)
+    model = build(Variety, x)
+    explainer = prepared(model, x)
+    for _ in range(10):
+        assert_same(explainer.explain(x), fresh(model, x, "epsilon-plus"))
+    assert len(tries) == FAILURES
+
+
+@pytest.mark.usefixtures("known")
+def test_modules_that_share_parameters(performances: list[Performance]) -> None:
+    x = inputs(2, 4, dtype=torch.float32)
+    model = build(lambda: Choosing(tied_weights), x)
+    explainer = prepared(model, x, "epsilon")
+    assert_same(explainer.explain(x), fresh(model, x))
+    model.way = 1
+    assert_same(explainer.explain(x), fresh(model, x))
+    assert len(performances) == 1
+
+
+@pytest.mark.usefixtures("known")
+def test_what_an_explanation_returns_is_its_own() -> None:
+    """No later explanation changes it, and what is done with it changes no later one."""
+    x = inputs(2, 3, 12, 12, dtype=torch.float32)
+    model = build(Variety, x)
+    explainer = prepared(model, x)
+    one, other = explainer.explain(x), explainer.explain(x * 0.5)
+    assert_same(one, fresh(model, x, "epsilon-plus"))
+    for explanation in (one, other):
+        for tensor in (explanation.relevance, explanation.logits, *explanation.absorbed.values()):
+            tensor.zero_()
+    assert_same(explainer.explain(x), fresh(model, x, "epsilon-plus"))
+
+
+@pytest.mark.usefixtures("known")
+def test_nothing_of_an_explanation_stays_in_memory() -> None:
+    """A program holds weights and what is made of them, and no activation."""
+    x = inputs(2, 3, 12, 12, dtype=torch.float32)
+    explainer = prepared(build(Variety, x), x)
+    del x
+    gc.collect()
+    program = next(iter(explainer._plans.programs._programs.values()))
+    sizes = [t.numel() for t in program.ascent.__self__.__dict__["_buffers"].values()]
+    assert sum(sizes) < 4 * sum(p.numel() for p in explainer.model.parameters()) + 1000
