@@ -202,7 +202,7 @@ class ForwardPass:
 
 
 def _check_balance(explanation: Explanation, propagation: Propagation, tolerance: float) -> None:
-    booked = torch.stack([explanation.scores.double().abs(), *(a.abs() for a in explanation.absorbed.values())]).sum(0)
+    booked = explanation.scores.double().abs() + explanation.books.by_layer().abs().sum(dim=1)
     if bool((explanation.imbalance.abs() > tolerance * booked).any()):
         worst = (explanation.imbalance.abs() / booked).max().item()
         origin = propagation.first_not_finite()

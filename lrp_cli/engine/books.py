@@ -1,6 +1,7 @@
 """The books: which layer absorbed how much of a score, so that ``score = input relevance + absorbed``."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -73,49 +74,44 @@ class Books:
     def __init__(self, samples: int, booked: Iterable[Entry] = ()) -> None:
         self.samples = samples
         self.booked = [*booked]
-        self._added_up: tuple[int, dict[Account, dict[str, Tensor]]] = (0, {})
+        self._sums: _Sums | None = None
 
     @property
     def entries(self) -> Mapping[Account, Mapping[str, Tensor]]:
         """Account -> kind of absorption -> relevance absorbed, shape (N,), float64; top layer first."""
-        if self._added_up[0] != len(self.booked):
-            self._added_up = len(self.booked), self._add_up()
-        return self._added_up[1]
+        return self._added_up().entries
 
-    def _add_up(self) -> dict[Account, dict[str, Tensor]]:
-        """Add up each entry, by a few operations for all of them, and the entries of one account and kind."""
-        booked = sorted(self.booked, key=lambda entry: not isinstance(entry.share, Tensor))
-        values = torch.cat([entry.sums for entry in booked], dim=1).double()
-        shares = [entry.share for entry in booked if isinstance(entry.share, Tensor)]
-        if shares:
-            factors = torch.cat(shares)
-            values[:, : len(factors)].mul_(factors)
-        widths = torch.tensor([entry.sums.shape[1] for entry in booked])
-        entry_of_column = torch.arange(len(booked)).repeat_interleave(widths).to(values.device)
-        sums = values.new_zeros(len(booked), self.samples).T.scatter_add_(1, entry_of_column.expand_as(values), values)
-        numbers = [1.0 if isinstance(entry.share, Tensor) else entry.share for entry in booked]
-        sums *= sums.new_tensor(numbers)
-        of_entry = dict(zip(map(id, booked), sums.unbind(dim=1), strict=True))
-        added_up: dict[Account, dict[str, Tensor]] = {}
-        for entry in self.booked:
-            kinds, sums = added_up.setdefault(entry.account, {}), of_entry[id(entry)]
-            kinds[entry.kind] = kinds[entry.kind] + sums if entry.kind in kinds else sums
-        return added_up
+    def absorbed(self) -> Mapping[str, Tensor]:
+        """Return layer name -> relevance absorbed, shape (N,), float64, in order of booking (top layer first)."""
+        return self._added_up().layers
+
+    def by_layer(self) -> Tensor:
+        """Return the relevance absorbed by each layer, in the order of :meth:`absorbed`: shape (N, layers), float64."""
+        return self._added_up().by_layer
+
+    def total(self) -> Tensor:
+        """Return the relevance absorbed by all layers together, shape (N,), float64."""
+        return self.by_layer().sum(dim=1)
+
+    def _added_up(self) -> "_Sums":
+        if self._sums is None or self._sums.count != len(self.booked):
+            self._sums = _add_up(self.booked, self.samples)
+        return self._sums
 
     def book(
         self, account: Account, kind: str, relevance: Tensor, factor: Tensor | None = None, *, times: float = 1
     ) -> None:
         """Add relevance, times a factor that broadcasts if one is given, to what is absorbed on an account."""
-        self._enter(account, kind, self._sums(account, relevance, factor), times)
+        self._enter(account, kind, self._summed(account, relevance, factor), times)
 
     def book_product(self, account: Account, kind: str, values: Tensor, g: Tensor, factor: float = 1) -> None:
         """Add ``factor values g``, of one shape; nothing has no share of infinity, which is what masks hold."""
-        sums = self._sums(account, g, values.expand_as(g))
+        sums = self._summed(account, g, values.expand_as(g))
         if not bool(sums.isfinite().all()):
-            sums = self._sums(account, torch.where(g == 0, 0.0, values * g))
+            sums = self._summed(account, torch.where(g == 0, 0.0, values * g))
         self._enter(account, kind, sums, factor)
 
-    def _sums(self, account: Account, relevance: Tensor, factor: Tensor | None = None) -> Tensor:
+    def _summed(self, account: Account, relevance: Tensor, factor: Tensor | None = None) -> Tensor:
         if account.batch_dim:
             same = factor is not None and factor.shape == relevance.shape
             factor = factor.movedim(account.batch_dim, 0) if factor is not None and same else factor
@@ -154,15 +150,51 @@ class Books:
             relevance = relevance.sum(dim=planes, keepdim=True) if planes else relevance
         return per_sample(relevance * factor, self.samples)
 
-    def absorbed(self) -> Mapping[str, Tensor]:
-        """Return layer name -> relevance absorbed, shape (N,), float64, in order of booking (top layer first)."""
-        layers: dict[str, Tensor] = {}
-        for account, kinds in self.entries.items():
-            for sums in kinds.values():
-                layers[account.layer] = layers[account.layer] + sums if account.layer in layers else sums
-        return layers
 
-    def total(self) -> Tensor:
-        """Return the relevance absorbed by all layers together, shape (N,), float64."""
-        sums = list(self.absorbed().values())
-        return torch.stack(sums).sum(dim=0) if sums else torch.zeros(self.samples, dtype=torch.float64)
+@dataclass(frozen=True)
+class _Sums:
+    """Entries added up.
+
+    Attributes:
+        count: how many entries.
+        entries, layers: what was absorbed, by account and kind, and by layer.
+        by_layer: the same as ``layers``, shape (N, layers).
+    """
+
+    count: int
+    entries: dict[Account, dict[str, Tensor]]
+    layers: dict[str, Tensor]
+    by_layer: Tensor
+
+
+def _add_up(booked: Sequence[Entry], samples: int) -> _Sums:
+    """Add up entries, by a few operations for all of them."""
+    if not booked:
+        return _Sums(0, {}, {}, torch.zeros(samples, 0, dtype=torch.float64))
+    keys: dict[tuple[Account, str], int] = {}
+    layers: dict[str, int] = {}
+    for entry in booked:
+        keys.setdefault((entry.account, entry.kind), len(keys))
+        layers.setdefault(entry.account.layer, len(layers))
+    in_parts = sorted(booked, key=lambda entry: not isinstance(entry.share, Tensor))
+    values = torch.cat([entry.sums for entry in in_parts], dim=1).double()
+    shares = [entry.share for entry in in_parts if isinstance(entry.share, Tensor)]
+    if shares:
+        factors = torch.cat(shares)
+        values[:, : len(factors)].mul_(factors)
+    widths = torch.tensor([entry.sums.shape[1] for entry in in_parts])
+    numbers = [1.0 if isinstance(entry.share, Tensor) else entry.share for entry in in_parts]
+    values *= torch.tensor(numbers, dtype=torch.float64).repeat_interleave(widths).to(values.device)
+    key_of_column = torch.tensor([keys[entry.account, entry.kind] for entry in in_parts]).repeat_interleave(widths)
+    sums = _gathered(values, key_of_column, len(keys))
+    by_layer = _gathered(sums, torch.tensor([layers[account.layer] for account, _ in keys]), len(layers))
+    entries: dict[Account, dict[str, Tensor]] = {}
+    for (account, kind), of_key in zip(keys, sums.unbind(dim=1), strict=True):
+        entries.setdefault(account, {})[kind] = of_key
+    return _Sums(len(booked), entries, dict(zip(layers, by_layer.unbind(dim=1), strict=True)), by_layer)
+
+
+def _gathered(values: Tensor, places: Tensor, count: int) -> Tensor:
+    """Add up the columns of values, shape (N, columns), that have the same place: shape (N, count)."""
+    gathered = values.new_zeros(len(values), count)
+    return gathered.scatter_add_(1, places.to(values.device).expand_as(values), values)

@@ -27,8 +27,9 @@ from lrp_cli.engine.rules import Rule
 from lrp_cli.engine.standing import Standing, is_known, kind_of
 from lrp_cli.engine.transcript import Step, Transcript, Value
 
-AFTER = 1
-"""After so many passes over inputs of one kind by a plan a program is made: it takes as long as some explanations."""
+AFTER = 10
+"""After so many passes by a plan over inputs of one kind a program is made: to make it takes about as long as so many
+explanations by it save."""
 
 FAILURES = 3
 """So many more failures than half the successes, and no program is tried any more for inputs of a kind."""
@@ -153,6 +154,11 @@ class Programs:
         self._programs: dict[Hashable, Program] = {}
         self._passes: Counter[Hashable] = Counter()
         self._failures: defaultdict[Hashable, float] = defaultdict(float)
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return len(self._programs)
 
     def perform(self, x: Tensor) -> "Performance | None":
         """Run the forward pass by the program for inputs like x, if there is one and the model is as it was."""

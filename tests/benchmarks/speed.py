@@ -29,7 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from lrp_cli.runs.memory import keep_freed_memory
-from tests.benchmarks.methods import Method, methods, network
+from tests.benchmarks.methods import WARM, Method, methods, network
 
 NETWORKS = ["vgg16", "resnet50", "mobilenet_v2", "efficientnet_b0", "densenet121", "convnext_tiny"]
 NETWORKS += ["swin_t", "vit_b_16"]
@@ -67,7 +67,7 @@ def operations(name: str, batch: int, wanted: str) -> dict[str, float | str]:
     counts: dict[str, float | str] = {}
     for method, run in _wanted(methods(name, net, torch.randn(batch, 3, 224, 224)), wanted).items():
         try:
-            run()  # weights are transformed once a model, not once an explanation
+            _warm_up(method, run)  # weights are transformed once a model, not once an explanation
             with Operations() as counter:
                 run()
             counts[method] = counter.total
@@ -84,7 +84,7 @@ def times(name: str, batch: int, wanted: str, rounds: int) -> dict[str, float | 
     taken: dict[str, list[float]] = {}
     for method, run in runs.items():
         try:
-            run()
+            _warm_up(method, run)
             taken[method] = []
         except Exception:  # noqa: S112 (said by the count of operations)
             continue
@@ -94,6 +94,11 @@ def times(name: str, batch: int, wanted: str, rounds: int) -> dict[str, float | 
             runs[method]()
             seconds.append(time.perf_counter() - start)
     return _relative({method: statistics.median(seconds) for method, seconds in taken.items()})
+
+
+def _warm_up(method: str, run: Method) -> None:
+    for _ in range(WARM if method.startswith("lrp") else 1):
+        run()
 
 
 def memory(name: str, batch: int, wanted: str) -> list[dict[str, float | str]]:
@@ -116,16 +121,16 @@ def _peaks(name: str, batch: int, method: str) -> list[float]:
 
 
 def peak(name: str, batch: int, method: str) -> tuple[float, float]:
-    """Return the growth of this process's peak memory, in KiB, by a first explanation and by a second one."""
+    """Return the growth of this process's peak memory, in KiB, by a first explanation and by a later one."""
     net = network(name)
     run = methods(name, net, torch.randn(batch, 3, 224, 224), apart=False)[method]
     growth = []
-    for _ in range(2):
+    for _ in range(WARM + 1):
         _release()
         before = _resident()
         run()
         growth.append(_resident() - before)
-    return growth[0], growth[1]
+    return growth[0], growth[-1]
 
 
 def _release() -> None:

@@ -13,8 +13,8 @@ from test_plans import Choosing, Variety, assert_same, fresh, tied_weights
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from lrp_cli.engine import standing
-from lrp_cli.engine.drafts import AFTER, FAILURES, Performance
+from lrp_cli.engine import drafts, standing
+from lrp_cli.engine.drafts import FAILURES, Performance
 from lrp_cli.engine.programs import Choice
 from lrp_cli.errors import EngineError
 from lrp_cli.explainer import Explainer, Explanation
@@ -22,8 +22,14 @@ from lrp_cli.explainer import Explainer, Explanation
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated", "ignore:Using padding=.same.")
 
 PRESETS = ("epsilon", "epsilon-plus-flat", "epsilon-gamma-box", "epsilon-alpha2-beta1", "lrp-0", "attnlrp-gamma")
-UNTIL_THEN = AFTER + 2
+UNTIL_THEN = 3
 """After so many explanations there is a program: the first one makes a plan, the others follow it."""
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have programs made as soon as there is a plan that held."""
+    monkeypatch.setattr(drafts, "AFTER", 1)
 
 
 @pytest.fixture
@@ -53,6 +59,16 @@ def prepared(model: nn.Module, x: Tensor, config: str = "epsilon-plus", **option
     for _ in range(UNTIL_THEN):
         explainer.explain(x)
     return explainer
+
+
+def test_a_program_is_made_where_it_pays(monkeypatch: pytest.MonkeyPatch, performances: list[Performance]) -> None:
+    monkeypatch.setattr(drafts, "AFTER", 4)
+    explainer = Explainer(nn.Sequential(nn.Flatten(), nn.Linear(48, 4)).eval(), "epsilon")
+    counts = []
+    for _ in range(9):
+        explainer.explain(inputs(2, 3, 4, 4, dtype=torch.float32))
+        counts.append(len(performances))
+    assert counts == [0] * 6 + [1, 2, 3]
 
 
 @pytest.mark.usefixtures("known")

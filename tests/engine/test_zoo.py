@@ -26,6 +26,7 @@ from networks import (
 )
 from torch import Tensor, nn
 
+from lrp_cli.engine import drafts
 from lrp_cli.errors import EngineError
 from lrp_cli.explainer import Explainer, Explanation
 from lrp_cli.rulesets import presets
@@ -150,12 +151,16 @@ def test_relevance_stays_in_bounds_under_the_recommended_preset(member: Member) 
 
 
 @each_family
-def test_the_model_is_left_as_it_was_and_a_second_run_is_the_same(member: Member) -> None:
+def test_the_model_is_left_as_it_was_and_later_runs_are_the_same(
+    member: Member, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second one by the plan that the first one made, and written down; the third one by the program of that."""
+    monkeypatch.setattr(drafts, "AFTER", 0)
     family, network = FAMILIES[member.name], member.single
     first = member.explanation
     before = fingerprint(network.model)
     explainer = Explainer(network.model, family.recommended, bounds=BOUNDS)
-    for _ in range(2):  # the second time by what the first one has shown
+    for _ in range(3):
         again = explainer.explain(network.x)
         assert fingerprint(network.model) == before
         assert torch.equal(first.relevance, again.relevance)
@@ -163,6 +168,7 @@ def test_the_model_is_left_as_it_was_and_a_second_run_is_the_same(member: Member
         assert first.absorbed.keys() == again.absorbed.keys()
         for layer, absorbed in first.absorbed.items():
             assert torch.equal(absorbed, again.absorbed[layer])
+    assert explainer._plans.programs.count == 1
 
 
 @each_family
