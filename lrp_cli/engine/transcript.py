@@ -106,6 +106,11 @@ class Transcript(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for tensor in self.constants:
             self._memory(tensor, is_constant=True)
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Tell torch not to wrap what follows for its compiler, which takes a second to import; nothing is compiled."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Execute an operation and write it down."""
         kwargs = kwargs or {}
