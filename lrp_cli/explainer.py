@@ -137,12 +137,13 @@ class Explainer:
             EngineError: the model is in training mode or has an operation that no rule is known for, a value is not
                 finite, or the books do not balance.
         """
-        return self.forward(x).explain(target, versus=versus, seed=seed, keep=False)
+        return self.forward(x, only=True).explain(target, versus=versus, seed=seed, keep=False)
 
-    def forward(self, x: Tensor, *, trace: Trace | None = None) -> "ForwardPass":
+    def forward(self, x: Tensor, *, trace: Trace | None = None, only: bool = False) -> "ForwardPass":
         """Run the model once, to explain several targets of the same samples. Arguments and errors as above.
 
-        A ``trace`` records every operation, and the relevance that passes it.
+        A ``trace`` records every operation, and the relevance that passes it. ``only`` says that one target will be
+        explained, with ``keep=False``, and lets that be prepared for; it is no promise.
         """
         propagation = Propagation(
             self.model,
@@ -155,6 +156,7 @@ class Explainer:
             products=self._products,
             trace=trace,
             plans=self._plans,
+            only=only,
         )
         tolerances = (BALANCE.get(dtype, ROUGH_BALANCE) for dtype in (x.dtype, self._products or x.dtype))
         return ForwardPass(propagation, max(tolerances))

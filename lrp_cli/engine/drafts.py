@@ -1,8 +1,10 @@
 """Explanations that are carried out and written down at once, to make a program of."""
 
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
+from operator import is_
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +26,7 @@ from lrp_cli.engine.programs import (
     values_of,
 )
 from lrp_cli.engine.rules import Rule
-from lrp_cli.engine.standing import Standing, is_known, kind_of
+from lrp_cli.engine.standing import Standing, is_known, is_plain, kind_of
 from lrp_cli.engine.transcript import Step, Transcript, Value
 
 AFTER = 10
@@ -36,6 +38,10 @@ FAILURES = 3
 
 LIMIT = 4
 """How many programs are kept, for as many kinds of inputs."""
+
+
+Circumstances = tuple[Any, ...]
+"""What an explanation depends on besides the input and the model's standing, to be compared by identity."""
 
 
 @dataclass(frozen=True)
@@ -67,26 +73,34 @@ class Draft:
         kind: of the input.
     """
 
-    def __init__(self, model: nn.Module, constants: Iterable[Tensor], x: Tensor) -> None:
+    def __init__(
+        self, standing: Standing, circumstances: Circumstances, constants: Iterable[Tensor], x: Tensor, kind: Hashable
+    ) -> None:
         """Begin to write.
 
         Args:
-            model: the model, as it is before its forward pass.
+            standing: of the model, before its forward pass.
+            circumstances: what else the explanation depends on.
             constants: the tensors that are the same in every explanation.
             x: the input.
+            kind: of the input.
         """
-        self.kind = kind_of(x)
-        self._standing = Standing(model)
+        self.kind = kind
+        self._standing, self._circumstances = standing, circumstances
         self.transcript = Transcript(constants)
         self._x = self.transcript.new_input(x)
         self._ascent: list[Step] = []
         self._logits = self._seed = Value()
-        self._legs: list[_Leg] = []
+        self._legs: dict[Turn, _Leg] = {}
         self._choices: dict[range, Booking] = {}
 
     def end_ascent(self, logits: Tensor) -> None:
         """Note that the forward pass is over."""
         self._logits, self._ascent = self.transcript.value(logits), self._cut()
+
+    def is_new(self, *, keep: bool) -> bool:
+        """Whether a backward pass is another one than those that were written down."""
+        return self.transcript.problem is None and (not self._legs, keep) not in self._legs
 
     def begin_descent(self, seed: Tensor) -> Tensor:
         """Note that a backward pass begins; return the seed that is to be used."""
@@ -103,7 +117,7 @@ class Draft:
             done = places.stop
         bookings += bookings_of(books.booked[done:], self.transcript)
         turn = not self._legs, keep
-        self._legs.append(_Leg(turn, self._cut(), self._seed, self.transcript.value(gradient), bookings))
+        self._legs[turn] = _Leg(turn, self._cut(), self._seed, self.transcript.value(gradient), bookings)
 
     def propagate(self, rule: Rule, flow: Flow) -> Tensor:
         """Have a rule propagate relevance; where it decides by the values at hand, it will be asked again each time."""
@@ -125,9 +139,9 @@ class Draft:
 
     def program(self) -> Program | None:
         """Return what was written as a program; None where it cannot be one."""
-        if self.transcript.problem is not None or not self._legs or not self._standing.holds():
+        if self.transcript.problem is not None or not self._standing.holds():
             return None
-        legs = {leg.turn: leg for leg in reversed(self._legs)}
+        legs = self._legs
         makes = {self._x, *(value for step in self._ascent for value in step.made)}
         wanted = {value: None for leg in legs.values() for value in leg.missing}
         kept = [value for value in wanted if value in makes]
@@ -139,7 +153,7 @@ class Draft:
             function = compiled(leg.steps, [leg.seed], outputs, places, lets_go=not turn[1])
             descents[turn] = Descent(function, leg.bookings)
         ascent = compiled(self._ascent, [self._x], [self._logits, *kept])
-        return Program(self._standing, ascent, descents)
+        return Program(self._standing, self._circumstances, ascent, descents)
 
     def _cut(self) -> list[Step]:
         """Return the steps since the last cut."""
@@ -148,7 +162,7 @@ class Draft:
 
 
 class Programs:
-    """The programs for one model, by the shape and type of the input."""
+    """The programs for one explainer, by the kind of input, and whether one target is explained or several."""
 
     def __init__(self) -> None:
         self._programs: dict[Hashable, Program] = {}
@@ -160,43 +174,70 @@ class Programs:
         """How many there are."""
         return len(self._programs)
 
-    def perform(self, x: Tensor) -> "Performance | None":
-        """Run the forward pass by the program for inputs like x, if there is one and the model is as it was."""
-        kind = kind_of(x)
+    def perform(self, x: Tensor, circumstances: Circumstances, *, only: bool) -> "Performance | None":
+        """Run the forward pass by the program for inputs like x, if there is one and all stands as it did.
+
+        Args:
+            x: the input.
+            circumstances: what else the explanation depends on.
+            only: whether a single backward pass follows.
+        """
+        kind = kind_of(x), only
         program = self._programs.get(kind)
-        if program is None:
+        if program is None or _is_watched():
             return None
-        if not program.standing.holds():
-            del self._programs[kind]
+        if not (program.standing.holds() and all(map(is_, program.circumstances, circumstances))):
+            self._programs.pop(kind, None)
             self._passes[kind] = 0
             self.note_failure(kind)
             return None
         try:
-            return Performance(program, x, self)
+            return Performance(program, x, self, kind)
         except Exception:
             self.note_failure(kind)
             return None
 
-    def draft(self, model: nn.Module, constants: Iterable[Tensor], x: Tensor) -> Draft | None:
-        """Return a draft if it is time to write one: after some passes, for a model that is known."""
-        kind = kind_of(x)
+    def draft(
+        self,
+        model: nn.Module,
+        circumstances: Circumstances,
+        constants: Callable[[], Iterable[Tensor]],
+        x: Tensor,
+        *,
+        only: bool,
+    ) -> Draft | None:
+        """Return a draft if it is time to write one: after some passes, for a model that is known.
+
+        Args:
+            model: the model.
+            circumstances: what else the explanation depends on.
+            constants: gives the tensors that are the same in every explanation, apart from the model's.
+            x: the input.
+            only: whether a single backward pass follows.
+        """
+        kind = kind_of(x), only
         self._passes[kind] += 1
-        if self._passes[kind] <= AFTER or kind in self._programs or self._failures[kind] >= FAILURES:
+        if self._passes[kind] <= AFTER or kind in self._programs or self._failures[kind] >= FAILURES or _is_watched():
             return None
-        if not is_known(model):
+        standing, known = Standing(model), [*model.parameters(), *model.buffers(), *constants()]
+        if not is_known(model) or not standing.is_plain or not all(map(is_plain, (x, *known))):
             self._failures[kind] = FAILURES
             return None
-        return Draft(model, constants, x)
+        self.note_failure(kind)  # until it turns out otherwise
+        return Draft(standing, circumstances, known, x, kind)
 
     def keep(self, draft: Draft) -> None:
         """Make a program of a draft, and keep it."""
-        program = draft.program()
+        try:
+            program = draft.program()
+        except Exception:
+            program = None
         if program is None:
-            self.note_failure(draft.kind)
             return
-        if len(self._programs) == LIMIT:
-            del self._programs[next(iter(self._programs))]
+        if len(self._programs) >= LIMIT and draft.kind not in self._programs:
+            self._programs.pop(next(iter(self._programs)), None)
         self._programs[draft.kind] = program
+        self._failures[draft.kind] = 0
 
     def note_success(self, kind: Hashable) -> None:
         """Note that a program did what it was to do."""
@@ -209,6 +250,11 @@ class Programs:
             self._programs.pop(kind, None)
 
 
+def _is_watched() -> bool:
+    """Whether somebody else intercepts torch functions, which a program does not call."""
+    return torch._C._len_torch_function_stack() > 0
+
+
 class Performance:
     """One forward pass by a program, and the backward passes over it.
 
@@ -216,16 +262,21 @@ class Performance:
         logits: shape (N, classes).
     """
 
-    def __init__(self, program: Program, x: Tensor, programs: Programs) -> None:
+    def __init__(self, program: Program, x: Tensor, programs: Programs, kind: Hashable) -> None:
         """Run the forward pass.
 
         Raises:
             Differs: something turned out otherwise than when the program was made; other errors may be due to that.
         """
-        self._program, self._programs, self._kind = program, programs, kind_of(x)
+        self._program, self._programs, self._kind = program, programs, kind
         self._samples, self._is_first = x.shape[0], True
         with torch.no_grad():
             self.logits, *self._box = program.ascent(x, None)
+
+    @property
+    def still_stands(self) -> bool:
+        """Whether the model is as it was in the forward pass."""
+        return self._program.standing.holds()
 
     def hand_down(self, seed: Tensor, *, keep: bool) -> tuple[Tensor, Books] | None:
         """Return the modified gradient of the input, and the books; None where the program does not fit.

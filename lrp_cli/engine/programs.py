@@ -9,6 +9,8 @@ else must turn out as it did, or the program is not used.
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 from torch import Tensor, fx
@@ -128,7 +130,11 @@ def compiled(
             graph.call_function(expect, (made, step.expected))
         enter(step.results, made)
     graph.output(tuple(node(value) for value in outputs))
-    return fx.GraphModule(constants, graph).forward
+    code = graph.python_code("self")
+    scope = dict(code.globals)
+    exec(code.src, scope)  # noqa: S102 (written by torch.fx, of operations alone)
+    # A GraphModule would refer to itself, and hold the weights until garbage is collected.
+    return partial(scope["forward"], SimpleNamespace(**constants))
 
 
 @dataclass(frozen=True)
@@ -268,10 +274,12 @@ class Program:
 
     Attributes:
         standing: how the model has to be.
+        circumstances: what else has to be as it was.
         ascent: returns the logits of an input, and what the backward passes need.
         descents: the backward passes.
     """
 
     standing: Standing
+    circumstances: tuple[Any, ...]
     ascent: Callable[..., tuple[Any, ...]]
     descents: dict[Turn, Descent]

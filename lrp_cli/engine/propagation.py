@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lrp_cli.engine.books import Books
 from lrp_cli.engine.checkpoints import guarded
 from lrp_cli.engine.compiled import as_written, uncompiled
-from lrp_cli.engine.drafts import Draft
+from lrp_cli.engine.drafts import Draft, Performance
 from lrp_cli.engine.finiteness import Origin, first_origin, origin_of_output
 from lrp_cli.engine.interception import Interception
 from lrp_cli.engine.layers import Assignment
@@ -61,6 +61,7 @@ class Propagation:
         products: torch.dtype | None = None,
         trace: Trace | None = None,
         plans: Plans | None = None,
+        only: bool = False,
     ) -> None:
         """Run the model on ``x``.
 
@@ -75,6 +76,7 @@ class Propagation:
             products: the type of the products on the way back; None: the model's own.
             trace: where every operation is recorded, with the relevance that passes it.
             plans: what earlier passes over the same model, with the same of everything above, have shown.
+            only: whether one target is explained, and none after it: by ``propagate(seed, keep=False)``.
 
         Raises:
             EngineError: the model is in training mode or scripted, hides what it computes in a checkpoint, or does not
@@ -95,8 +97,12 @@ class Propagation:
         self._model = as_written(model)
         self._x = nudged(x.detach()).requires_grad_()
         self._plans = None if trace is not None else plans
-        self._bounds, self._trace = bounds, trace
-        self._performance = None if self._plans is None else self._plans.programs.perform(self._x.detach())
+        self._bounds, self._trace, self._only = bounds, trace, only
+        self._circumstances = model, assignment, attention, on_unknown, products
+        self._performance: Performance | None = None
+        self._draft: Draft | None = None
+        if self._plans is not None:
+            self._performance = self._plans.programs.perform(self._x.detach(), self._circumstances, only=only)
         if self._performance is None:
             self._execute()
         else:
@@ -117,15 +123,14 @@ class Propagation:
         if plan is None:
             return False
         replay, random_state = Replay(self._begin(modules), plan), torch.get_rng_state()
-        cache, programs = replay.run.cache, plans.programs
-        constants = [
-            *self._model.parameters(),
-            *self._model.buffers(),
-            *plan.constants,
-            *cache.tensors(),
-            *(self._bounds or ()),
-        ]
-        replay.run.draft = draft = programs.draft(self._model, constants, self._x)
+        draft = plans.programs.draft(
+            self._model,
+            self._circumstances,
+            lambda: [*plan.constants, *replay.run.cache.tensors(), *(self._bounds or ())],
+            self._x.detach(),
+            only=self._only,
+        )
+        replay.run.draft = draft
         try:
             with torch.enable_grad(), modules.watching(), guarded(), uncompiled(), _written(draft):
                 output = self._output(replay)
@@ -137,7 +142,7 @@ class Propagation:
             plans.give_up()
             torch.set_rng_state(random_state)
             return False
-        self._run, self._sight = replay.run, replay.sight
+        self._run, self._sight, self._draft = replay.run, replay.sight, draft
         self._sight.close()
         return True
 
@@ -190,26 +195,30 @@ class Propagation:
             return None
         found = self._performance.hand_down(seed.to(self.logits), keep=keep)
         if found is None:
+            if not self._performance.still_stands:
+                raise EngineError("the model was changed after the forward pass that is to be explained")
             self._performance = None
             self._execute()
         return found
 
     def _by_autograd(self, seed: Tensor, keep: bool) -> tuple[Tensor, Books]:
         """Return the gradient and the books, by autograd."""
-        run, draft = self._run, self._run.draft
+        run, draft = self._run, self._draft
+        if draft is not None and not draft.is_new(keep=keep):
+            draft = None
         run.books, run.keeps = Books(run.samples), keep
         if self._trace is not None:
             self._trace.clear()
+        run.draft = draft
         if draft is not None:
             seed = draft.begin_descent(seed)
         with _written(draft):
             gradient = self._gradient(seed, keep)
         if gradient is None:
             raise EngineError("no relevance reaches the input: the output does not depend on it by any path")
-        if draft is not None:
+        if draft is not None and self._plans is not None:
             draft.end_descent(gradient, run.books, keep=keep)
-            if not keep and self._plans is not None:
-                self._plans.programs.keep(draft)
+            self._plans.programs.keep(draft)
         return gradient, run.books
 
     def _check_finite(self, relevance: Tensor, books: Books) -> None:

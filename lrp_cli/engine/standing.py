@@ -7,6 +7,14 @@ from collections.abc import Hashable, Iterable
 from functools import partial
 from itertools import chain
 from operator import is_
+from types import (
+    BuiltinFunctionType,
+    FunctionType,
+    MethodDescriptorType,
+    MethodType,
+    MethodWrapperType,
+    WrapperDescriptorType,
+)
 from typing import Any
 
 import torch
@@ -19,36 +27,63 @@ KNOWN = ("torch", "torchvision", "timm", "lrp_cli", "efficientnet_lite_pytorch")
 """Packages whose modules, in eval mode, compute a function of their input, attributes, parameters and buffers alone:
 no globals, counters, caches or files."""
 
+_OF_PYTHON = ("builtins", "abc", "collections", "contextlib", "enum", "functools", "math", "typing")
+
 _GLOBAL_HOOKS = (
     global_hooks._global_forward_hooks,
     global_hooks._global_forward_pre_hooks,
     global_hooks._global_backward_hooks,
     global_hooks._global_backward_pre_hooks,
 )
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+_C_FUNCTIONS = (BuiltinFunctionType, MethodDescriptorType, WrapperDescriptorType, MethodWrapperType, type(torch.relu))
 
 
 def is_known(model: nn.Module) -> bool:
     """Whether all code of the model's forward pass comes from packages that are known (:data:`KNOWN`)."""
-    return all(_is_known(module) for module in model.modules())
+    kinds = {kind for module in model.modules() for kind in type(module).__mro__}
+    return all(map(_is_known_class, kinds)) and all(map(_is_known, model.modules()))
+
+
+def _is_known_class(kind: type) -> bool:
+    return _is_of_known_package(kind.__module__) and all(map(_is_known_function, vars(kind).values()))
 
 
 def _is_known(module: nn.Module) -> bool:
-    kind, own = type(module), vars(module)
+    own = vars(module)
     if any(own[hooks] for hooks in _HOOKS):
         return False
-    code = [*kind.__mro__, kind.forward, kind.__call__, kind.__getattr__]
-    code += [value for value in own.values() if callable(value) and not isinstance(value, nn.Module)]
-    return all(_is_of_known_package(part) for part in code)
+    return all(_is_known_callable(value) for value in own.values() if callable(value))
 
 
-def _is_of_known_package(part: Any) -> bool:
-    while isinstance(part, partial):
-        part = part.func
-    origin = getattr(part, "__module__", None) or type(part).__module__
-    return origin.partition(".")[0] in (*KNOWN, "builtins", "_operator", "math")
+def _is_known_callable(value: Any) -> bool:
+    if isinstance(value, partial):
+        return _is_known_callable(value.func)
+    if isinstance(value, MethodType):
+        return _is_known_function(value.__func__)
+    if isinstance(value, FunctionType):
+        return _is_known_function(value)
+    if isinstance(value, type):
+        return all(map(_is_known_class, value.__mro__))
+    return isinstance(value, _C_FUNCTIONS) or all(map(_is_known_class, type(value).__mro__))
 
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+def _is_known_function(function: Any) -> bool:
+    """Whether a function, if it is one, is of a known package, and so are those that it wraps and has its name from."""
+    if isinstance(function, (staticmethod, classmethod)):
+        function = function.__func__
+    elif isinstance(function, property):
+        function = function.fget
+    while isinstance(function, FunctionType):
+        if not _is_of_known_package(function.__globals__.get("__name__", "")):
+            return False
+        function = getattr(function, "__wrapped__", None)
+    return True
+
+
+def _is_of_known_package(name: str) -> bool:
+    return name.partition(".")[0] in (*KNOWN, *_OF_PYTHON)
 
 
 class Standing:
@@ -58,6 +93,7 @@ class Standing:
         """Note how the model is now."""
         self._modules = [*model.modules()]
         self._kinds = [*map(type, self._modules)]
+        self._classes = [*map(vars, {of: None for kind in self._kinds for of in kind.__mro__})]
         self._empty: list[Any] = [*_GLOBAL_HOOKS]
         self._dicts: list[dict[Any, Any]] = []
         self._lists: list[Any] = []
@@ -81,11 +117,18 @@ class Standing:
 
     @property
     def _containers(self) -> Iterable[Any]:
-        return chain(self._dicts, self._lists)
+        return chain(self._dicts, self._lists, self._classes)
 
     def _held(self) -> Iterable[Any]:
-        """Return what the containers hold."""
-        return chain(chain.from_iterable(map(dict.values, self._dicts)), chain.from_iterable(self._lists))
+        """Return what the containers hold, and the classes."""
+        keys, values = chain.from_iterable(self._dicts), chain.from_iterable(map(dict.values, self._dicts))
+        of_classes = chain.from_iterable(kind.values() for kind in self._classes)
+        return chain(keys, values, chain.from_iterable(self._lists), of_classes)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether all tensors are of torch's own types, with values that lie in memory as they are."""
+        return all(map(is_plain, self._tensors))
 
     def _note(self, container: Any) -> None:
         """Note a container, what it holds, and the containers in it."""
@@ -104,8 +147,15 @@ class Standing:
                 self._noted.add(id(item))
                 self._tensors.append(item)
 
-    def _state_of_tensors(self) -> list[tuple[int, int, torch.dtype]]:
-        return [(version_of(tensor), tensor.data_ptr(), tensor.dtype) for tensor in self._tensors]
+    def _state_of_tensors(self) -> list[Hashable]:
+        return [
+            (version_of(tensor), tensor.data_ptr() if is_plain(tensor) else 0, tensor.dtype) for tensor in self._tensors
+        ]
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor is of one of torch's own types, and its values lie in memory as they are."""
+    return type(tensor) in (Tensor, nn.Parameter, nn.Buffer) and tensor.layout == torch.strided
 
 
 def _ambient() -> tuple[Any, ...]:

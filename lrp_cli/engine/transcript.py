@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lrp_cli.engine.standing import is_plain
 from lrp_cli.engine.tracking import tensors_in, with_tensors
 
 SMALL = 2**16
@@ -122,8 +123,7 @@ class Transcript(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def value(self, tensor: Tensor) -> Value:
         """Return what stands for a tensor."""
-        if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout != torch.strided:
-            self.refuse(f"a {type(tensor).__name__} of layout {tensor.layout}")
+        if not self._is_plain(tensor):
             return Value()
         number = tensor.untyped_storage()._cdata
         memory = self._memories.get(number)
@@ -142,6 +142,11 @@ class Transcript(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 return Value()
             memory.values[layout] = found
         return found
+
+    def _is_plain(self, tensor: Tensor) -> bool:
+        if not is_plain(tensor):
+            self.refuse(f"a {type(tensor).__name__} of layout {tensor.layout}")
+        return self.problem is None
 
     def new_input(self, tensor: Tensor) -> Value:
         """Return the value that stands for a tensor which is another one each time."""
@@ -177,11 +182,15 @@ class Transcript(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return None
         if func is torch.ops.aten.lift_fresh.default:  # a tensor made of numbers in Python
             self._memory(args[0], is_constant=True)
+        if not all(map(self._is_plain, tensors_in((args, kwargs)))):
+            return None
         self._written = frozenset(self._note_writes(func, args, kwargs)) if func._schema.is_mutable else frozenset()
         return with_tensors(args, self.value), with_tensors(kwargs, self.value)
 
     def _enter(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         tensors, written = tensors_in(out), self._written
+        if not all(map(self._is_plain, tensors)):
+            return
         if not tensors and not written:
             if not isinstance(out, (bool, int, float)):
                 self.refuse(f"{func} returns a {type(out).__name__}")

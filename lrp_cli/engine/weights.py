@@ -2,22 +2,41 @@
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from typing import Any
 from weakref import ref
 
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 
-def version_of(tensor: Tensor) -> int:
-    """Return how often a tensor was changed in place; 0 where torch does not count (``torch.inference_mode``)."""
-    return 0 if tensor.is_inference() else tensor._version
+class _Steps:
+    """How many steps optimisers have taken in this process."""
+
+    taken = 0
+
+
+def _count_step(*_: Any) -> None:
+    _Steps.taken += 1
+
+
+register_optimizer_step_post_hook(_count_step)  # fused optimisers change parameters without torch's counting it
+
+
+def version_of(tensor: Tensor) -> tuple[int, int]:
+    """Return what tells whether a tensor was changed in place: how often it was, and how often optimisers took a step.
+
+    The first is 0 where torch does not count (``torch.inference_mode``).
+    """
+    return (0 if tensor.is_inference() else tensor._version), _Steps.taken
 
 
 @dataclass
 class _Derived:
-    """What was derived from one parameter: name -> (the parameter's state then, the tensor)."""
+    """What was derived from one parameter: name -> (the parameter's state then, the tensor), and its bytes."""
 
     parameter: "ref[Tensor]"
     tensors: dict[Hashable, tuple[Hashable, Tensor]] = field(default_factory=dict)
+    bytes: int = 0
 
 
 class WeightCache:
@@ -40,26 +59,30 @@ class WeightCache:
             name: names the derivation.
             compute: makes the tensor.
         """
-        entries = self._entries(parameter)
+        known = self._known(parameter)
         # Moving a module to another type or device exchanges a parameter's data without counting up its version.
         state = (version_of(parameter), parameter.data_ptr(), parameter.dtype)
-        made_from, derived = entries.get(name, (None, None))
+        made_from, derived = known.tensors.get(name, (None, None))
         if derived is not None and made_from == state:
             return derived
         if derived is not None:
-            self.used_bytes -= derived.nbytes
-            del entries[name]
+            self._use(known, -derived.nbytes)
+            del known.tensors[name]
         derived = compute()
         if self.used_bytes + derived.nbytes <= self.limit_bytes:
-            entries[name] = (state, derived)
-            self.used_bytes += derived.nbytes
+            known.tensors[name] = (state, derived)
+            self._use(known, derived.nbytes)
         return derived
 
     def tensors(self) -> list[Tensor]:
         """Return all that is kept."""
         return [tensor for derived in self._derived.values() for _, tensor in derived.tensors.values()]
 
-    def _entries(self, parameter: Tensor) -> dict[Hashable, tuple[Hashable, Tensor]]:
+    def _use(self, known: _Derived, bytes: int) -> None:
+        known.bytes += bytes
+        self.used_bytes += bytes
+
+    def _known(self, parameter: Tensor) -> _Derived:
         key = id(parameter)
         found = self._derived.get(key)
         if found is None or found.parameter() is not parameter:
@@ -72,9 +95,10 @@ class WeightCache:
                     alive._forget(key)
 
             found = self._derived[key] = _Derived(ref(parameter, forget))
-        return found.tensors
+        return found
 
     def _forget(self, key: int) -> None:
+        # Runs at any time, in the middle of a forward pass, too: it must not ask tensors anything.
         gone = self._derived.pop(key, None)
         if gone is not None:
-            self.used_bytes -= sum(tensor.nbytes for _, tensor in gone.tensors.values())
+            self.used_bytes -= gone.bytes

@@ -21,7 +21,7 @@ from lrp_cli.runs.outputs import Explained
 from lrp_cli.runs.pictures import Picture
 from lrp_cli.runs.records import Failure, Record
 from lrp_cli.runs.settings import Settings
-from lrp_cli.runs.targets import settle
+from lrp_cli.runs.targets import is_single, settle
 
 MOST_REFUSALS = 4
 """So many pictures are tried in a row before a model is given up that has explained none."""
@@ -137,8 +137,9 @@ class Network:
 
     def _explain(self, part: Sequence[Loaded]) -> list[list[Unwritten | Failure]]:
         begun = time.perf_counter()
-        forward = self._explainer.forward(self._stack(part))
-        wanted = settle([loaded.targets for loaded in part], forward.logits)
+        asked = [loaded.targets for loaded in part]
+        forward = self._explainer.forward(self._stack(part), only=is_single(asked))
+        wanted = settle(asked, forward.logits)
         results: list[list[Unwritten | Failure]] = [
             [self._failure(loaded, problem) for problem in scores.problems]
             for loaded, scores in zip(part, wanted, strict=True)

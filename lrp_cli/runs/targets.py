@@ -25,6 +25,11 @@ def settle(asked: Sequence[Sequence[Target]], logits: Tensor) -> list[Wanted]:
     return [_settle(targets, best) for targets, best in zip(asked, ranked, strict=True)]
 
 
+def is_single(asked: Sequence[Sequence[Target]]) -> bool:
+    """Whether no more than one score is asked for of any sample."""
+    return all(sum(map(_count, targets)) <= 1 for targets in asked)
+
+
 def _settle(targets: Sequence[Target], best: Sequence[int]) -> Wanted:
     scores: dict[Score, None] = {}
     problems = []

@@ -1,17 +1,21 @@
 """Explanations by a program are first explanations to the last bit; and nothing else when the model differs."""
 
+import functools
 import gc
 from collections.abc import Callable
 from typing import Any
+from weakref import ref
 
 import pytest
 import torch
+import torch.fx
 import torch.nn.functional as F
 import torchvision
 from networks import BOUNDS, build, inputs
 from test_plans import Choosing, Variety, assert_same, fresh, tied_weights
 from torch import Tensor, nn
 from torch.nn.utils import prune
+from torch.overrides import TorchFunctionMode
 
 from lrp_cli.engine import drafts, standing
 from lrp_cli.engine.drafts import FAILURES, Performance
@@ -354,5 +358,200 @@ def test_nothing_of_an_explanation_stays_in_memory() -> None:
     del x
     gc.collect()
     program = next(iter(explainer._plans.programs._programs.values()))
-    sizes = [t.numel() for t in program.ascent.__self__.__dict__["_buffers"].values()]
+    sizes = [t.numel() for t in vars(program.ascent.args[0]).values()]
     assert sum(sizes) < 4 * sum(p.numel() for p in explainer.model.parameters()) + 1000
+
+
+def plain(seed: int = 0) -> nn.Sequential:
+    """Return a network of torch's modules alone."""
+    torch.manual_seed(seed)
+    layers = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(128, 5)
+    return nn.Sequential(*layers).eval()
+
+
+X = inputs(2, 3, 10, 10, dtype=torch.float32)
+
+
+def test_a_model_that_was_changed_after_its_forward_pass(performances: list[Performance]) -> None:
+    """There is no explaining that pass any more, unless it was prepared for; never is it mixed with the new model."""
+    model = plain()
+    explainer = prepared(model, X)
+    forward = explainer.forward(X, only=True)
+    with torch.no_grad():
+        model[5].weight.mul_(1.0005)
+    with pytest.raises(EngineError, match="changed after the forward pass"):
+        forward.explain(0, keep=True)
+    assert not performances
+
+
+def test_forward_passes_that_may_have_several_targets_have_programs_of_their_own(
+    performances: list[Performance],
+) -> None:
+    model = plain()
+    explainer = prepared(model, X)
+    right = Explainer(model, "epsilon-plus").forward(X).explain(0)
+    for count in range(UNTIL_THEN + 2):
+        assert_same(explainer.forward(X).explain(0), right)
+        assert len(performances) == max(0, count + 1 - AFTER_PLANNED)
+    model.train()
+    with pytest.raises(EngineError, match="training mode"):
+        explainer.forward(X)
+
+
+AFTER_PLANNED = 2
+"""After so many forward passes of one kind there is a program, where there is a plan from the start."""
+
+
+def test_a_forward_pass_of_many_targets_is_not_written_down_for_each() -> None:
+    explainer = Explainer(plain(), "epsilon-plus")
+    for _ in range(UNTIL_THEN - 1):
+        explainer.forward(X).explain(0)
+    forward = explainer.forward(X)
+    for _ in range(3):
+        for target in range(5):
+            forward.explain(target)
+    draft = forward._propagation._draft
+    assert draft is not None
+    assert [*draft._legs] == [(True, True), (False, True)]
+
+
+@pytest.mark.parametrize("optimiser", [torch.optim.SGD, torch.optim.Adam])
+@pytest.mark.parametrize("options", [{"fused": True}, {"foreach": True}, {}])
+@pytest.mark.parametrize("config", ["epsilon", "epsilon-plus", "epsilon-gamma-box"])
+def test_after_a_step_of_training(optimiser: Any, options: dict[str, bool], config: str) -> None:
+    """Fused optimisers change parameters without torch's counting it."""
+    model = plain()
+    explainer = prepared(model, X, config)
+    model(X).sum().backward()
+    optimiser(model.parameters(), lr=0.05, **options).step()
+    for _ in range(2):
+        assert_same(explainer.explain(X), fresh(model, X, config))
+
+
+def test_other_kinds_of_tensors() -> None:
+    model = plain()
+    model.register_buffer("adjacency", torch.eye(3).to_sparse())
+    explainer = Explainer(model, "epsilon")
+    for _ in range(UNTIL_THEN + 1):
+        assert_same(explainer.explain(X), fresh(model, X))
+
+
+def test_a_module_under_another_name() -> None:
+    model = plain()
+    explainer = prepared(model, X, "epsilon")
+    model.add_module("head", model._modules.pop("5"))
+    assert_same(explainer.explain(X), fresh(model, X))
+
+
+def test_an_explainer_whose_model_or_rules_are_exchanged() -> None:
+    explainer = prepared(plain(), X, "epsilon")
+    explainer.model = plain(1)
+    assert_same(explainer.explain(X), fresh(explainer.model, X))
+    explainer, other = prepared(plain(), X, "epsilon"), Explainer(plain(), "epsilon-plus")
+    explainer.assignment, explainer.config = other.assignment, other.config
+    assert_same(explainer.explain(X), other.explain(X))
+
+
+FACTOR = [1.0]
+
+
+def scaled(x: Tensor) -> Tensor:
+    """Depend on what no model knows of."""
+    return x * FACTOR[0]
+
+
+torch.fx.wrap("scaled")
+
+
+def wrapped(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    @functools.wraps(function)
+    def scaled_too(x: Tensor) -> Tensor:
+        return scaled(function(x))
+
+    return scaled_too
+
+
+def traced() -> nn.Module:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = plain()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return scaled(self.inner(x))
+
+    return torch.fx.symbolic_trace(Scaled().eval()).eval()
+
+
+def with_a_wrapped_forward() -> nn.Module:
+    model = plain()
+    model[2].forward = wrapped(model[2].forward)
+    return model
+
+
+@pytest.mark.parametrize("make", [traced, with_a_wrapped_forward])
+def test_code_of_the_users_own_goes_by_no_other_name(make: Callable[[], nn.Module], performances: list[Any]) -> None:
+    model = make()
+    explainer = prepared(model, X, "epsilon")
+    try:
+        FACTOR[0] = 3.0
+        assert_same(explainer.explain(X), fresh(model, X))
+    finally:
+        FACTOR[0] = 1.0
+    assert not performances
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_class_that_was_patched(is_first: bool, monkeypatch: pytest.MonkeyPatch, performances: list[Any]) -> None:
+    model = build(lambda: torchvision.models.resnet18(num_classes=5), X)
+    forward = torchvision.models.ResNet._forward_impl
+
+    def patch() -> None:
+        monkeypatch.setattr(torchvision.models.ResNet, "_forward_impl", lambda self, x: scaled(forward(self, x)))
+
+    if is_first:
+        patch()
+    explainer = prepared(model, X, "epsilon")
+    if not is_first:
+        patch()
+    try:
+        FACTOR[0] = 3.0
+        assert_same(explainer.explain(X), fresh(model, X))
+    finally:
+        FACTOR[0] = 1.0
+    assert not performances
+
+
+class Twice(TorchFunctionMode):
+    """Doubles what pools return."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        return result * 2 if func.__name__ == "adaptive_avg_pool2d" else result
+
+
+def test_functions_that_somebody_else_intercepts() -> None:
+    model = plain()
+    explainer = prepared(model, X, "epsilon")
+    with Twice():
+        assert_same(explainer.explain(X), fresh(model, X))
+        explainer = Explainer(model, "epsilon")
+        for _ in range(UNTIL_THEN + 1):
+            explainer.explain(X)
+    assert_same(explainer.explain(X), fresh(model, X))
+
+
+def test_an_explainer_and_its_model_are_freed_at_once() -> None:
+    """Without waiting for garbage to be collected."""
+    gc.collect()
+    gc.disable()
+    try:
+        for config in ("epsilon-plus", "epsilon-alpha2-beta1"):
+            model = plain()
+            explainer = prepared(model, X, config)
+            explainer.explain(X)
+            weight = ref(model[5].weight)
+            del model, explainer
+            assert weight() is None, config
+    finally:
+        gc.enable()
