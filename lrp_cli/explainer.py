@@ -75,7 +75,9 @@ class Explainer:
     The model is left exactly as it is: parameters, buffers, hooks, training flags and ``requires_grad``. Weights that a
     rule transforms are kept from one explanation to the next, and made anew where a parameter was changed; a change
     through ``parameter.data`` leaves no trace, so make a new explainer after one. A model that computes something else
-    for an input of the same shape than it did before is run a second time, once: state of its own counts on twice.
+    for an input of the same shape than it did before is run a second time, once: state of its own counts on twice. The
+    Python of models that consist of torch's, torchvision's and timm's modules alone is not run any more after some
+    explanations of inputs of one shape (:mod:`lrp_cli.engine.programs`), for as long as they stay as they are.
 
     Example:
         >>> explainer = Explainer(model.eval(), config="epsilon-plus-flat")
