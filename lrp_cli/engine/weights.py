@@ -2,11 +2,24 @@
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 from weakref import ref
 
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.weak import WeakIdKeyDictionary
+
+_numbers = count()
+_number_of: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+def number_of(tensor: Tensor) -> int:
+    """Return a number that no other tensor of this process has or will have: ids are given out again."""
+    number: int | None = _number_of.get(tensor)  # type: ignore[no-untyped-call]
+    if number is None:
+        number = _number_of[tensor] = next(_numbers)
+    return number
 
 
 class _Steps:

@@ -10,7 +10,7 @@ from torch import nn
 
 from lrp_cli.engine import weights
 from lrp_cli.engine.rules import Gamma, ZPlus
-from lrp_cli.engine.weights import WeightCache
+from lrp_cli.engine.weights import WeightCache, number_of
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +70,18 @@ def test_entries_that_are_gone_make_room() -> None:
         cache.get(second, "double", lambda: calls.append(1) or second.detach() * 2)
     assert len(calls) == 3
     assert cache.used_bytes == 40
+
+
+def test_no_two_tensors_have_a_number() -> None:
+    """Unlike ids, which those that come after one that is gone have again."""
+    ids, numbers = set(), set()
+    for _ in range(100):
+        tensor = torch.ones(3)
+        assert number_of(tensor) == number_of(tensor)
+        ids.add(id(tensor))
+        numbers.add(number_of(tensor))
+        del tensor
+    assert len(ids) < 100 == len(numbers)
 
 
 @pytest.mark.parametrize("rule", [ZPlus(), Gamma()], ids=["z+", "gamma"])

@@ -26,7 +26,7 @@ from lrp_cli.engine.operations.unknown import unknown
 from lrp_cli.engine.rules import OutputUse
 from lrp_cli.engine.run import Run
 from lrp_cli.engine.tracking import source_of, tag_of, tagged
-from lrp_cli.engine.weights import version_of
+from lrp_cli.engine.weights import number_of, version_of
 
 
 def _parameter(weight: Tensor) -> Tensor | None:
@@ -187,7 +187,7 @@ def _version(tensor: Tensor | None) -> Hashable:
     if tensor is None:
         return None
     source = source_of(tensor)
-    return id(tensor if source is None else source), version_of(tensor), tensor.data_ptr()
+    return number_of(tensor if source is None else source), version_of(tensor), tensor.data_ptr()
 
 
 def _same_channels(linear_map: LinearMap, t: Tensor) -> bool:
