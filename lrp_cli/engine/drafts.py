@@ -23,6 +23,7 @@ from lrp_cli.engine.programs import (
     compiled,
     entries_of,
     missing,
+    tensors_of,
     values_of,
 )
 from lrp_cli.engine.rules import Rule
@@ -122,7 +123,7 @@ class Draft:
     def propagate(self, rule: Rule, flow: Flow) -> Tensor:
         """Have a rule propagate relevance; where it decides by the values at hand, it will be asked again each time."""
         transcript, begun, booked = self.transcript, len(self.transcript.steps), len(flow.books.booked)
-        inputs = [transcript.value(tensor) for tensor in (flow.x, flow.z, flow.out, flow.g)]
+        inputs = [transcript.value(tensor) for tensor in tensors_of(flow)]
         is_alone = flow.is_last and not flow.memo
         result = rule.propagate(flow)
         steps = transcript.steps[begun:]

@@ -209,22 +209,32 @@ class Course:
         return result, entries_of(self.bookings, found)
 
 
+def tensors_of(flow: Flow) -> list[Tensor]:
+    """Return what a rule works on: the input, the output before and behind the activation, its gradient, the bounds."""
+    return [flow.x, flow.z, flow.out, flow.g, *(flow.bounds or ())]
+
+
+def with_tensors(flow: Flow, tensors: Sequence[Tensor], books: Books) -> Flow:
+    """Return a layer call like ``flow`` on other tensors (:func:`tensors_of`), with other books and an empty memo."""
+    x, z, out, g, *bounds = tensors
+    ends = (bounds[0], bounds[1]) if bounds else None
+    return replace(flow, x=x, z=z, out=out, g=g, bounds=ends, memo={}, books=books)
+
+
 class Choice:
     """A rule that decides by the values at hand which way to take: one course for each way it took."""
 
     def __init__(self, rule: Rule, flow: Flow, constants: Sequence[Tensor]) -> None:
         """Prepare to do what ``rule`` does with tensors like those of ``flow``, which are not kept."""
-        nothing = flow.g.new_empty(0)
         self._rule, self._constants = rule, constants
-        self._flow = replace(flow, x=nothing, z=nothing, out=nothing, g=nothing, memo={}, books=Books(0))
-        self._samples = flow.books.samples
+        self._flow = with_tensors(flow, [flow.g.new_empty(0)] * len(tensors_of(flow)), Books(flow.books.samples))
         self._courses: tuple[Course, ...] = ()
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, list[Entry]]:
         """Return the modified gradient of the layer's input, and the entries.
 
         Args:
-            tensors: x, z, out and g of the layer call (:class:`~lrp_cli.engine.flow.Flow`).
+            tensors: those of the layer call (:func:`tensors_of`).
         """
         for course in self._courses:
             try:
@@ -234,19 +244,19 @@ class Choice:
             if course is not self._courses[0]:  # what was right the last time is the likeliest
                 self._courses = (course, *(other for other in self._courses if other is not course))
             return found
-        return self._take(*tensors)
+        return self._take(tensors)
 
     def note(self, course: Course) -> None:
         """Note a course that the rule takes."""
         self._courses = (course, *self._courses)
 
-    def _take(self, x: Tensor, z: Tensor, out: Tensor, g: Tensor) -> tuple[Tensor, list[Entry]]:
+    def _take(self, tensors: Sequence[Tensor]) -> tuple[Tensor, list[Entry]]:
         """Have the rule decide, and note the course that it takes."""
-        flow = replace(self._flow, x=x, z=z, out=out, g=g, memo={}, books=Books(self._samples))
+        flow = with_tensors(self._flow, tensors, Books(self._flow.books.samples))
         if len(self._courses) == COURSES:
             return self._rule.propagate(flow), flow.books.booked
         transcript = Transcript(self._constants)
-        inputs = [transcript.new_input(tensor) for tensor in (x, z, out, g)]
+        inputs = [transcript.new_input(tensor) for tensor in tensors]
         with transcript:
             result = self._rule.propagate(flow)
         bookings = bookings_of(flow.books.booked, transcript)

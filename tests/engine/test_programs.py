@@ -289,6 +289,30 @@ def test_a_rule_decides_anew_each_time(performances: list[Performance], monkeypa
     assert len(performances) == 7
 
 
+class Padded(nn.Module):
+    """Pads its input, and so the bounds of its input, which are too large to be kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3, bias=False), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.conv(F.pad(x, (1, 1, 1, 1)))).mean(dim=(2, 3)))
+
+
+@pytest.mark.usefixtures("known")
+def test_pixels_at_the_end_of_their_range(performances: list[Performance]) -> None:
+    """There the z-box rule may have nowhere to send relevance, and decides otherwise than for the picture before."""
+    x = inputs(2, 3, 160, 160, dtype=torch.float32)
+    model = build(Padded, x)
+    explainer = prepared(model, x, "epsilon-gamma-box")
+    dark = x.clone()
+    dark[:, :, 40:80, 40:80] = BOUNDS[0]
+    for picture in (x, dark, torch.full_like(x, BOUNDS[1]), x, dark):
+        assert_same(explainer.explain(picture), fresh(model, picture, "epsilon-gamma-box"))
+    assert len(performances) == 5
+
+
 @pytest.mark.usefixtures("known")
 def test_errors_are_the_same(performances: list[Performance]) -> None:
     x = inputs(2, 3, 12, 12, dtype=torch.float32)
