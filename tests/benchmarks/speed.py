@@ -6,7 +6,7 @@
 Operations are counted by torch's FlopCounterMode: exact, and the same on every machine. Times are medians of runs that
 take turns in one process, so that what else the machine does hits all alike; the process keeps the memory of tensors
 that are gone, as that of ``lrp explain`` does, which helps each of them. Memory is the peak of a process that
-explains, above what it held before, the median of three processes: in a later explanation, and in the first one, which
+explains, above what it held before, the median of some processes: in a later explanation, and in the first one, which
 makes what is kept for later ones (transformed weights). Other libraries are measured where they are installed
 (``pip install 'lrp-cli[peers]'``); "refuses" says that one cannot explain a network.
 
@@ -34,8 +34,6 @@ from tests.benchmarks.methods import WARM, Method, methods, network
 NETWORKS = ["vgg16", "resnet50", "mobilenet_v2", "efficientnet_b0", "densenet121", "convnext_tiny"]
 NETWORKS += ["swin_t", "vit_b_16"]
 BASELINE = "gradient x input"
-PROCESSES = 3
-"""How many processes measure the memory of a method: it depends on where the allocator happens to put things."""
 
 
 class Operations(TorchDispatchMode):
@@ -101,12 +99,12 @@ def _warm_up(method: str, run: Method) -> None:
         run()
 
 
-def memory(name: str, batch: int, wanted: str) -> list[dict[str, float | str]]:
+def memory(name: str, batch: int, wanted: str, processes: int) -> list[dict[str, float | str]]:
     """Measure each method's peak memory in processes of its own: in a first explanation and in a later one."""
     net = network(name)
     found: list[dict[str, float | str]] = [{}, {}]
     for method in _wanted(methods(name, net, torch.randn(1, 3, 224, 224)), wanted):
-        peaks = [_peaks(name, batch, method) for _ in range(PROCESSES)]
+        peaks = [_peaks(name, batch, method) for _ in range(processes)]
         for which in (0, 1):
             known = [peak[which] for peak in peaks if peak]
             found[which][method] = statistics.median(known) if known else "refuses"
@@ -179,6 +177,9 @@ def main() -> None:
         "--methods", default="", metavar="TEXT", help="only methods whose name holds this, such as 'lrp'"
     )
     parser.add_argument("--measure", nargs="+", default=["operations", "time", "memory"])
+    parser.add_argument(
+        "--processes", type=int, default=3, help="for each memory: it depends on where the allocator puts things"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object a measurement instead of tables")
     parser.add_argument("--peak", nargs=3, metavar=("NETWORK", "BATCH", "METHOD"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -188,7 +189,7 @@ def main() -> None:
     measures: dict[str, Callable[[str, int, str], Sequence[dict[str, float | str]]]] = {
         "operations": lambda *what: [operations(*what)],
         "time": lambda *what: [times(*what, arguments.rounds)],
-        "memory": memory,
+        "memory": lambda *what: memory(*what, arguments.processes),
     }
     titles = {"memory": ["Peak memory of the first explanation", "Peak memory of a later explanation"]}
     for what in arguments.measure:
