@@ -71,7 +71,7 @@ class Draft:
 
     Attributes:
         transcript: to be active while tensors are computed.
-        kind: of the input.
+        kind: for what kind of input, and of explanation.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Draft:
             circumstances: what else the explanation depends on.
             constants: the tensors that are the same in every explanation.
             x: the input.
-            kind: of the input.
+            kind: for what kind of input, and of explanation.
         """
         self.kind = kind
         self._standing, self._circumstances = standing, circumstances
@@ -142,14 +142,13 @@ class Draft:
         """Return what was written as a program; None where it cannot be one."""
         if self.transcript.problem is not None or not self._standing.holds():
             return None
-        legs = self._legs
         makes = {self._x, *(value for step in self._ascent for value in step.made)}
-        wanted = {value: None for leg in legs.values() for value in leg.missing}
+        wanted = {value: None for leg in self._legs.values() for value in leg.missing}
         kept = [value for value in wanted if value in makes]
         memo = [value for value in wanted if value not in makes]  # made by the first backward pass for the others
         places: Places = {value: place for place, value in enumerate([*kept, *memo])}
         descents = {}
-        for turn, leg in legs.items():
+        for turn, leg in self._legs.items():
             outputs = leg.outputs + (memo if turn == (True, True) else [])
             function = compiled(leg.steps, [leg.seed], outputs, places, lets_go=not turn[1])
             descents[turn] = Descent(function, leg.bookings)

@@ -253,7 +253,7 @@ class Choice:
     def _take(self, tensors: Sequence[Tensor]) -> tuple[Tensor, list[Entry]]:
         """Have the rule decide, and note the course that it takes."""
         flow = with_tensors(self._flow, tensors, Books(self._flow.books.samples))
-        if len(self._courses) == COURSES:
+        if len(self._courses) >= COURSES:
             return self._rule.propagate(flow), flow.books.booked
         transcript = Transcript(self._constants)
         inputs = [transcript.new_input(tensor) for tensor in tensors]

@@ -61,7 +61,7 @@ def _shared_out(flow: Flow, z: Tensor, stabiliser: float, *, factor: float = 1.0
     if stabiliser >= 0:
         distributed = where_above(relevance, z, stabiliser)
         absorbed = relevance.sub_(distributed)
-    else:
+    else:  # the stabiliser alone counts as above, too
         absorbed = where_above(relevance, z, stabiliser * (1 + torch.finfo(z.dtype).eps))
         distributed = relevance.sub_(absorbed)
     flow.book(EPSILON, absorbed, times=factor)

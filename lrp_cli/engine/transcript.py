@@ -40,8 +40,8 @@ class Step:
     Attributes:
         function: what is called.
         args, kwargs: with what; values stand for tensors.
-        results: what it returns, values standing for tensors; None where nobody can need it.
-        expected: what it has to return for the transcript to hold, where that is no tensor.
+        results: what it returns, values standing for tensors; None where it returns none.
+        expected: what it has to return for the transcript to hold, where it returns no tensor.
         writes: the memory that it changes.
     """
 
@@ -93,6 +93,7 @@ class Transcript(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     Attributes:
         steps: the operations in order of execution.
+        constants: the tensors that are the same in every explanation.
         problem: why this cannot be used, or None.
     """
 
@@ -103,7 +104,6 @@ class Transcript(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.problem: str | None = None
         self._memories: dict[int, _Memory] = {}
         self.constants = [*constants]
-        self._written: frozenset[int] = frozenset()
         for tensor in self.constants:
             self._memory(tensor, is_constant=True)
 
@@ -159,10 +159,9 @@ class Transcript(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _part(self, memory: _Memory, tensor: Tensor) -> Value:
         """Return a value for a part of known memory that no operation was seen to cut out."""
-        whole = next(iter(memory.values.values()))
+        layout, whole = next(iter(memory.values.items()))
         found = Value(None, whole.memory)
         args = (whole, [*tensor.shape], [*tensor.stride()], tensor.storage_offset())
-        layout = next(iter(memory.values))
         if layout[3] != tensor.dtype or tensor.is_conj() or tensor.is_neg():  # type: ignore[index]
             self.refuse("memory read as another type")
         self.steps.append(Step(torch.ops.aten.as_strided.default, args, {}, found))
@@ -175,8 +174,8 @@ class Transcript(TorchDispatchMode):  # type: ignore[no-untyped-call]
             memory = self._memories[storage._cdata] = _Memory(StorageWeakRef(storage), is_constant)  # type: ignore[no-untyped-call]
         return memory
 
-    def _noted(self, func: Any, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
-        """Return the arguments with values in place of tensors."""
+    def _noted(self, func: Any, args: Any, kwargs: Any) -> tuple[Any, Any, frozenset[int]] | None:
+        """Return the arguments with values in place of tensors, and which memory will be changed."""
         if torch.Tag.nondeterministic_seeded in func.tags and _argument("dropout_p", func, args, kwargs) != 0:
             self.refuse(f"{func} draws random numbers")
             return None
@@ -184,11 +183,11 @@ class Transcript(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._memory(args[0], is_constant=True)
         if not all(map(self._is_plain, tensors_in((args, kwargs)))):
             return None
-        self._written = frozenset(self._note_writes(func, args, kwargs)) if func._schema.is_mutable else frozenset()
-        return with_tensors(args, self.value), with_tensors(kwargs, self.value)
+        written = frozenset(self._note_writes(func, args, kwargs)) if func._schema.is_mutable else frozenset[int]()
+        return with_tensors(args, self.value), with_tensors(kwargs, self.value), written
 
-    def _enter(self, func: Any, args: Any, kwargs: Any, out: Any) -> None:
-        tensors, written = tensors_in(out), self._written
+    def _enter(self, func: Any, args: Any, kwargs: Any, written: frozenset[int], out: Any) -> None:
+        tensors = tensors_in(out)
         if not all(map(self._is_plain, tensors)):
             return
         if not tensors and not written:

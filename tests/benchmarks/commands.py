@@ -112,7 +112,7 @@ def make_pictures(folders: list[Path], count: int) -> None:
     draw = random.Random(0)
     originals = [Image.open(path).convert("RGB") for path in sorted(SAMPLES.glob("*.[jp][pn]g"))]
     places = [folder for folder in folders for _ in range(count)]
-    for number, target, original in zip(itertools.count(), places, itertools.cycle(originals), strict=False):
+    for number, (target, original) in enumerate(zip(places, itertools.cycle(originals), strict=False)):
         share = draw.uniform(0.5, 1.0)
         width, height = round(share * original.width), round(share * original.height)
         left, top = draw.randint(0, original.width - width), draw.randint(0, original.height - height)
@@ -140,7 +140,7 @@ def main() -> None:
     """Parse the command line and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--measure", nargs="+", choices=["start", "folder"], default=["start", "folder"])
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=10, help="of the folder five at most")
     parser.add_argument("--pictures", type=int, default=200, help="in a folder; each round takes another folder")
     parser.add_argument("--batches", nargs="+", type=int, default=[8])
     arguments = parser.parse_args()
