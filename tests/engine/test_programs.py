@@ -374,7 +374,7 @@ def test_what_an_explanation_returns_is_its_own() -> None:
 
 @pytest.mark.usefixtures("known")
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("config", ["epsilon-gamma-box", "epsilon-alpha2-beta1"])
+@pytest.mark.parametrize("config", ["epsilon-plus", "epsilon-alpha2-beta1"])
 def test_nothing_of_an_explanation_stays_in_memory(config: str, performances: list[Performance]) -> None:
     """A program holds weights and what is made of them, and no activation."""
     x = inputs(37, 3, 12, 12, dtype=torch.float32)
