@@ -139,12 +139,12 @@ class Explainer:
             EngineError: the model is in training mode or has an operation that no rule is known for, a value is not
                 finite, or the books do not balance.
         """
-        return self.forward(x, only=True).explain(target, versus=versus, seed=seed, keep=False)
+        return self.forward(x, single=True).explain(target, versus=versus, seed=seed, keep=False)
 
-    def forward(self, x: Tensor, *, trace: Trace | None = None, only: bool = False) -> "ForwardPass":
+    def forward(self, x: Tensor, *, trace: Trace | None = None, single: bool = False) -> "ForwardPass":
         """Run the model once, to explain several targets of the same samples. Arguments and errors as above.
 
-        A ``trace`` records every operation, and the relevance that passes it. ``only`` says that one target will be
+        A ``trace`` records every operation, and the relevance that passes it. ``single`` says that one target will be
         explained, with ``keep=False``, and lets that be prepared for; it is no promise.
         """
         propagation = Propagation(
@@ -158,7 +158,7 @@ class Explainer:
             products=self._products,
             trace=trace,
             plans=self._plans,
-            only=only,
+            single=single,
         )
         tolerances = (BALANCE.get(dtype, ROUGH_BALANCE) for dtype in (x.dtype, self._products or x.dtype))
         return ForwardPass(propagation, max(tolerances))

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from lrp_cli.engine.books import Account
-from lrp_cli.engine.drafts import Programs
 from lrp_cli.engine.layers import Activation, Compute, Layer, Made
+from lrp_cli.engine.library import Programs
 from lrp_cli.engine.linear_maps import LinearMap
 from lrp_cli.engine.naming import operation_name
 from lrp_cli.engine.operations.registry import QUESTIONS

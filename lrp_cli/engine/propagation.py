@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from lrp_cli.engine.books import Books
 from lrp_cli.engine.checkpoints import guarded
 from lrp_cli.engine.compiled import as_written, uncompiled
-from lrp_cli.engine.drafts import Draft, Performance
+from lrp_cli.engine.drafts import Draft
 from lrp_cli.engine.finiteness import Origin, first_origin, origin_of_output
 from lrp_cli.engine.interception import Interception
 from lrp_cli.engine.layers import Assignment
 from lrp_cli.engine.operations.constants import nudged
 from lrp_cli.engine.plans import Plans
+from lrp_cli.engine.programs import ProgramRun
 from lrp_cli.engine.replay import Recording, Replay
 from lrp_cli.engine.run import Run
 from lrp_cli.engine.trace import Trace
@@ -61,7 +62,7 @@ class Propagation:
         products: torch.dtype | None = None,
         trace: Trace | None = None,
         plans: Plans | None = None,
-        only: bool = False,
+        single: bool = False,
     ) -> None:
         """Run the model on ``x``.
 
@@ -76,7 +77,7 @@ class Propagation:
             products: the type of the products on the way back; None: the model's own.
             trace: where every operation is recorded, with the relevance that passes it.
             plans: what earlier passes over the same model, with the same of everything above, have shown.
-            only: whether one target is explained, and none after it: by ``propagate(seed, keep=False)``.
+            single: whether one target is explained, and none after it: by ``propagate(seed, keep=False)``.
 
         Raises:
             EngineError: the model is in training mode or scripted, hides what it computes in a checkpoint, or does not
@@ -97,16 +98,16 @@ class Propagation:
         self._model = as_written(model)
         self._x = nudged(x.detach()).requires_grad_()
         self._plans = None if trace is not None else plans
-        self._bounds, self._trace, self._only = bounds, trace, only
+        self._bounds, self._trace, self._single = bounds, trace, single
         self._circumstances = model, assignment, attention, on_unknown, products
-        self._performance: Performance | None = None
+        self._program_run: ProgramRun | None = None
         self._draft: Draft | None = None
         if self._plans is not None:
-            self._performance = self._plans.programs.perform(self._x.detach(), self._circumstances, only=only)
-        if self._performance is None:
+            self._program_run = self._plans.programs.run(self._x.detach(), self._circumstances, single=single)
+        if self._program_run is None:
             self._execute()
         else:
-            self.logits = self._performance.logits
+            self.logits = self._program_run.logits
         _check_forward(model, x, self.logits)
 
     def _execute(self) -> None:
@@ -128,7 +129,7 @@ class Propagation:
             self._circumstances,
             lambda: [*plan.constants, *replay.run.cache.tensors(), *(self._bounds or ())],
             self._x.detach(),
-            only=self._only,
+            single=self._single,
         )
         replay.run.draft = draft
         try:
@@ -137,7 +138,7 @@ class Propagation:
                 replay.finish(output)
                 self._logits = _check_output(output, replay)
             if draft is not None:
-                draft.end_ascent(self._logits)
+                draft.end_forward(self._logits)
         except Exception:
             plans.give_up()
             torch.set_rng_state(random_state)
@@ -191,13 +192,13 @@ class Propagation:
 
     def _by_program(self, seed: Tensor, keep: bool) -> tuple[Tensor, Books] | None:
         """Return the gradient and the books; None where there is no program, or it does not fit."""
-        if self._performance is None:
+        if self._program_run is None:
             return None
-        found = self._performance.hand_down(seed.to(self.logits), keep=keep)
+        found = self._program_run.hand_down(seed.to(self.logits), keep=keep)
         if found is None:
-            if not self._performance.still_stands:
+            if not self._program_run.still_stands:
                 raise EngineError("the model was changed after the forward pass that is to be explained")
-            self._performance = None
+            self._program_run = None
             self._execute()
         return found
 
@@ -211,13 +212,13 @@ class Propagation:
             self._trace.clear()
         run.draft = draft
         if draft is not None:
-            seed = draft.begin_descent(seed)
+            seed = draft.begin_backward(seed)
         with _written(draft):
             gradient = self._gradient(seed, keep)
         if gradient is None:
             raise EngineError("no relevance reaches the input: the output does not depend on it by any path")
         if draft is not None and self._plans is not None:
-            draft.end_descent(gradient, run.books, keep=keep)
+            draft.end_backward(gradient, run.books, keep=keep)
             self._plans.programs.keep(draft)
         return gradient, run.books
 

@@ -25,11 +25,11 @@ class Value:
     """A tensor of a transcript, or what a step returns in place of one.
 
     Attributes:
-        constant: the tensor, where it is the same in every explanation.
+        constant: the tensor, or what else it is, where it is the same in every explanation.
         memory: number of the memory that it lies in.
     """
 
-    constant: Tensor | None = None
+    constant: Any = None
     memory: int | None = None
 
 

@@ -138,7 +138,7 @@ class Network:
     def _explain(self, part: Sequence[Loaded]) -> list[list[Unwritten | Failure]]:
         begun = time.perf_counter()
         asked = [loaded.targets for loaded in part]
-        forward = self._explainer.forward(self._stack(part), only=is_single(asked))
+        forward = self._explainer.forward(self._stack(part), single=is_single(asked))
         wanted = settle(asked, forward.logits)
         results: list[list[Unwritten | Failure]] = [
             [self._failure(loaded, problem) for problem in scores.problems]

@@ -55,7 +55,7 @@ def folder(pictures: int, batch_size: int, rounds: int) -> dict[str, float]:
     import torch
 
     from lrp_cli import Explainer
-    from lrp_cli.engine import drafts
+    from lrp_cli.engine import library
     from lrp_cli.images import decode, find_images
     from lrp_cli.models import load_model
     from lrp_cli.runs.memory import keep_freed_memory
@@ -91,7 +91,7 @@ def folder(pictures: int, batch_size: int, rounds: int) -> dict[str, float]:
             tensors = [steps.tensor(steps.view(decode(path))) for path in pictures_of(part)]
             return [torch.stack(tensors[first : first + batch_size]) for first in range(0, len(tensors), batch_size)]
 
-        for _ in range(drafts.AFTER + 3):  # what is prepared once a model
+        for _ in range(library.AFTER + 3):  # what is prepared once a model
             explainer.explain(prepare(parts[0])[0])
         batches = iter([prepare(part) for part in parts])
         unwritten = iter(parts)

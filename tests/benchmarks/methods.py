@@ -64,9 +64,9 @@ def _gradient_times_input(net: nn.Module, x: Tensor, target: Tensor) -> Tensor:
 
 def _lrp(name: str, net: nn.Module, x: Tensor, target: Tensor) -> dict[str, Method]:
     from lrp_cli import Explainer
-    from lrp_cli.engine import drafts
+    from lrp_cli.engine import library
 
-    drafts.AFTER = 1  # later explanations are measured: there is no need to wait until it pays to prepare for them
+    library.AFTER = 1  # later explanations are measured: there is no need to wait until it pays to prepare for them
     found: dict[str, Method] = {}
     presets = PRESETS + (ATTENTION_PRESETS if name in TRANSFORMERS else [])
     for preset in presets:

@@ -14,12 +14,14 @@ import torchvision
 from networks import BOUNDS, build, inputs
 from test_plans import Choosing, Variety, assert_same, fresh, tied_weights
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.utils import prune
 from torch.overrides import TorchFunctionMode
 
-from lrp_cli.engine import drafts, standing
-from lrp_cli.engine.drafts import FAILURES, Performance
-from lrp_cli.engine.programs import Choice
+from lrp_cli.engine import library, standing
+from lrp_cli.engine.choices import Choice
+from lrp_cli.engine.library import FAILURES
+from lrp_cli.engine.programs import ProgramRun
 from lrp_cli.errors import EngineError
 from lrp_cli.explainer import Explainer, Explanation
 
@@ -33,21 +35,21 @@ UNTIL_THEN = 3
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have programs made as soon as there is a plan that held."""
-    monkeypatch.setattr(drafts, "AFTER", 1)
+    monkeypatch.setattr(library, "AFTER", 1)
 
 
 @pytest.fixture
-def performances(monkeypatch: pytest.MonkeyPatch) -> list[Performance]:
+def performances(monkeypatch: pytest.MonkeyPatch) -> list[ProgramRun]:
     """The explanations that a program gave, in order."""
-    done: list[Performance] = []
-    hand_down = Performance.hand_down
+    done: list[ProgramRun] = []
+    hand_down = ProgramRun.hand_down
 
-    def noting(self: Performance, seed: Tensor, *, keep: bool) -> Any:
+    def noting(self: ProgramRun, seed: Tensor, *, keep: bool) -> Any:
         found = hand_down(self, seed, keep=keep)
         done.extend([self] * (found is not None))
         return found
 
-    monkeypatch.setattr(Performance, "hand_down", noting)
+    monkeypatch.setattr(ProgramRun, "hand_down", noting)
     return done
 
 
@@ -65,8 +67,8 @@ def prepared(model: nn.Module, x: Tensor, config: str = "epsilon-plus", **option
     return explainer
 
 
-def test_a_program_is_made_where_it_pays(monkeypatch: pytest.MonkeyPatch, performances: list[Performance]) -> None:
-    monkeypatch.setattr(drafts, "AFTER", 4)
+def test_a_program_is_made_where_it_pays(monkeypatch: pytest.MonkeyPatch, performances: list[ProgramRun]) -> None:
+    monkeypatch.setattr(library, "AFTER", 4)
     explainer = Explainer(nn.Sequential(nn.Flatten(), nn.Linear(48, 4)).eval(), "epsilon")
     counts = []
     for _ in range(9):
@@ -77,7 +79,7 @@ def test_a_program_is_made_where_it_pays(monkeypatch: pytest.MonkeyPatch, perfor
 
 @pytest.mark.usefixtures("known")
 @pytest.mark.parametrize("config", PRESETS)
-def test_explanations_by_a_program_are_the_first_ones(config: str, performances: list[Performance]) -> None:
+def test_explanations_by_a_program_are_the_first_ones(config: str, performances: list[ProgramRun]) -> None:
     x = inputs(3, 3, 12, 12, dtype=torch.float32)
     model = build(Variety, x)
     explainer = prepared(model, x, config)
@@ -92,7 +94,7 @@ def test_explanations_by_a_program_are_the_first_ones(config: str, performances:
 @pytest.mark.parametrize(
     "name", ["resnet18", "mobilenet_v2", "densenet121", "shufflenet_v2_x0_5", "vgg11_bn", "convnext_tiny", "swin_t"]
 )
-def test_whole_networks(name: str, config: str, performances: list[Performance]) -> None:
+def test_whole_networks(name: str, config: str, performances: list[ProgramRun]) -> None:
     x = inputs(2, 3, 64, 64, dtype=torch.float32)
     model = build(lambda: torchvision.models.get_model(name), x)
     explainer = prepared(model, x, config)
@@ -110,7 +112,7 @@ def targets(explainer: Explainer, x: Tensor, count: int) -> list[Explanation]:
 @pytest.mark.usefixtures("known")
 @pytest.mark.parametrize("config", PRESETS)
 @pytest.mark.parametrize("counts", [(1, 1, 1, 1, 1, 3, 3, 1), (4, 4, 4, 4, 2, 4, 1, 1), (2, 2, 2, 2, 3, 3)])
-def test_any_number_of_targets(counts: tuple[int, ...], config: str, performances: list[Performance]) -> None:
+def test_any_number_of_targets(counts: tuple[int, ...], config: str, performances: list[ProgramRun]) -> None:
     """What a program was not made for is explained without it."""
     x = inputs(2, 3, 12, 12, dtype=torch.float32)
     model = build(Variety, x)
@@ -123,7 +125,7 @@ def test_any_number_of_targets(counts: tuple[int, ...], config: str, performance
 
 
 @pytest.mark.usefixtures("known")
-def test_a_forward_pass_that_is_explained_without_end(performances: list[Performance]) -> None:
+def test_a_forward_pass_that_is_explained_without_end(performances: list[ProgramRun]) -> None:
     """``keep`` is true by default: nobody says which target is the last."""
     x = inputs(2, 3, 12, 12, dtype=torch.float32)
     model = build(Variety, x)
@@ -158,7 +160,7 @@ class Doubled(nn.BatchNorm2d):
 
 @pytest.mark.usefixtures("known")
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_model_that_was_changed(change: str, performances: list[Performance]) -> None:
+def test_a_model_that_was_changed(change: str, performances: list[ProgramRun]) -> None:
     x = inputs(2, 3, 12, 12, dtype=torch.float32)
     model = build(Variety, x)
     explainer = prepared(model, x)
@@ -173,7 +175,7 @@ def test_a_model_that_was_changed(change: str, performances: list[Performance]) 
 
 
 @pytest.mark.usefixtures("known")
-def test_global_hooks_and_training_mode(performances: list[Performance]) -> None:
+def test_global_hooks_and_training_mode(performances: list[ProgramRun]) -> None:
     x = inputs(2, 3, 12, 12, dtype=torch.float32)
     model = build(Variety, x)
     explainer, seen = prepared(model, x), []
@@ -225,7 +227,7 @@ def test_a_model_that_decides_by_its_values(decide: Callable[[Tensor], bool]) ->
             assert_same(explainer.explain(values), fresh(model, values))
 
 
-def test_a_class_that_nobody_knows_has_no_program(performances: list[Performance]) -> None:
+def test_a_class_that_nobody_knows_has_no_program(performances: list[ProgramRun]) -> None:
     """It may do what only its own code tells, when it runs."""
     x = inputs(2, 3, 12, 12, dtype=torch.float32)
     prepared(build(Variety, x), x).explain(x)
@@ -251,7 +253,7 @@ def test_a_class_that_nobody_knows_has_no_program(performances: list[Performance
 
 
 @pytest.mark.usefixtures("known")
-def test_random_numbers_are_drawn_anew(performances: list[Performance]) -> None:
+def test_random_numbers_are_drawn_anew(performances: list[ProgramRun]) -> None:
     x = inputs(2, 3, 12, 12, dtype=torch.float32)
     model = build(lambda: nn.Sequential(nn.Conv2d(3, 4, 3), Noise(), nn.Flatten(), nn.Linear(400, 3)), x)
     explainer = prepared(model, x)
@@ -265,7 +267,7 @@ class Noise(nn.Module):
 
 
 @pytest.mark.usefixtures("known")
-def test_a_rule_decides_anew_each_time(performances: list[Performance], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rule_decides_anew_each_time(performances: list[ProgramRun], monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether one product is precise enough for both signs of contributions depends on the values."""
     decided: list[bool] = []
     take = Choice._take
@@ -299,7 +301,7 @@ class Padded(nn.Module):
 
 
 @pytest.mark.usefixtures("known")
-def test_pixels_at_the_end_of_their_range(performances: list[Performance]) -> None:
+def test_pixels_at_the_end_of_their_range(performances: list[ProgramRun]) -> None:
     """There the z-box rule may have nowhere to send relevance, and decides otherwise than for the picture before."""
     x = inputs(2, 3, 160, 160, dtype=torch.float32)
     model = build(Padded, x)
@@ -312,7 +314,7 @@ def test_pixels_at_the_end_of_their_range(performances: list[Performance]) -> No
 
 
 @pytest.mark.usefixtures("known")
-def test_errors_are_the_same(performances: list[Performance]) -> None:
+def test_errors_are_the_same(performances: list[ProgramRun]) -> None:
     x = inputs(2, 3, 12, 12, dtype=torch.float32)
     explainer = prepared(build(Variety, x), x)
     for bad in (x * float("nan"), torch.full_like(x, 3e38)):
@@ -334,11 +336,11 @@ def test_errors_are_the_same(performances: list[Performance]) -> None:
 def test_a_program_that_does_not_fit_is_not_tried_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     tries: list[bool] = []
 
-    def failing(self: Performance, *rest: Any) -> None:
+    def failing(self: ProgramRun, *rest: Any) -> None:
         tries.append(True)
         raise MemoryError
 
-    monkeypatch.setattr(Performance, "__init__", failing)
+    monkeypatch.setattr(ProgramRun, "__init__", failing)
     x = inputs(2, 3, 12, 12, dtype=torch.float32)
     model = build(Variety, x)
     explainer = prepared(model, x)
@@ -348,7 +350,7 @@ def test_a_program_that_does_not_fit_is_not_tried_for_ever(monkeypatch: pytest.M
 
 
 @pytest.mark.usefixtures("known")
-def test_modules_that_share_parameters(performances: list[Performance]) -> None:
+def test_modules_that_share_parameters(performances: list[ProgramRun]) -> None:
     x = inputs(2, 4, dtype=torch.float32)
     model = build(lambda: Choosing(tied_weights), x)
     explainer = prepared(model, x, "epsilon")
@@ -375,7 +377,7 @@ def test_what_an_explanation_returns_is_its_own() -> None:
 @pytest.mark.usefixtures("known")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("config", ["epsilon-plus", "epsilon-alpha2-beta1"])
-def test_nothing_of_an_explanation_stays_in_memory(config: str, performances: list[Performance]) -> None:
+def test_nothing_of_an_explanation_stays_in_memory(config: str, performances: list[ProgramRun]) -> None:
     """A program holds weights and what is made of them, and no activation."""
     x = inputs(37, 3, 12, 12, dtype=torch.float32)
     explainer = prepared(build(Variety, x), x, config)
@@ -398,11 +400,11 @@ def plain(seed: int = 0) -> nn.Sequential:
 X = inputs(2, 3, 10, 10, dtype=torch.float32)
 
 
-def test_a_model_that_was_changed_after_its_forward_pass(performances: list[Performance]) -> None:
+def test_a_model_that_was_changed_after_its_forward_pass(performances: list[ProgramRun]) -> None:
     """There is no explaining that pass any more, unless it was prepared for; never is it mixed with the new model."""
     model = plain()
     explainer = prepared(model, X)
-    forward = explainer.forward(X, only=True)
+    forward = explainer.forward(X, single=True)
     with torch.no_grad():
         model[5].weight.mul_(1.0005)
     with pytest.raises(EngineError, match="changed after the forward pass"):
@@ -411,7 +413,7 @@ def test_a_model_that_was_changed_after_its_forward_pass(performances: list[Perf
 
 
 def test_forward_passes_that_may_have_several_targets_have_programs_of_their_own(
-    performances: list[Performance],
+    performances: list[ProgramRun],
 ) -> None:
     model = plain()
     explainer = prepared(model, X)
@@ -438,7 +440,7 @@ def test_a_forward_pass_of_many_targets_is_not_written_down_for_each() -> None:
             forward.explain(target)
     draft = forward._propagation._draft
     assert draft is not None
-    assert [*draft._legs] == [(True, True), (False, True)]
+    assert [*draft._passes] == [(True, True), (False, True)]
 
 
 @pytest.mark.parametrize("optimiser", [torch.optim.SGD, torch.optim.Adam])
@@ -572,8 +574,9 @@ def test_an_explainer_and_its_model_are_freed_at_once() -> None:
             model = plain()
             explainer = prepared(model, X, config)
             explainer.explain(X)
-            weight = ref(model[5].weight)
+            weight, memory = ref(model[5].weight), StorageWeakRef(model[5].weight.untyped_storage())
             del model, explainer
             assert weight() is None, config
+            assert memory.expired(), config
     finally:
         gc.enable()

@@ -26,7 +26,7 @@ from networks import (
 )
 from torch import Tensor, nn
 
-from lrp_cli.engine import drafts
+from lrp_cli.engine import library
 from lrp_cli.errors import EngineError
 from lrp_cli.explainer import Explainer, Explanation
 from lrp_cli.rulesets import presets
@@ -155,7 +155,7 @@ def test_the_model_is_left_as_it_was_and_later_runs_are_the_same(
     member: Member, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second one by the plan that the first one made, and written down; the third one by the program of that."""
-    monkeypatch.setattr(drafts, "AFTER", 0)
+    monkeypatch.setattr(library, "AFTER", 0)
     family, network = FAMILIES[member.name], member.single
     first = member.explanation
     before = fingerprint(network.model)
