@@ -17,7 +17,10 @@ AFTER = 10
 explanations by it save."""
 
 FAILURES = 3
-"""So many more failures than half the successes, and no program is tried any more for inputs of a kind."""
+"""So many failures, and no program is tried any more for inputs of a kind."""
+
+REDEEMED = 0.1
+"""Which part of a failure a success makes good: what a failure wastes is several times what a success saves."""
 
 LIMIT = 4
 """How many programs are kept, for as many kinds of inputs."""
@@ -104,7 +107,7 @@ class Programs:
     def _note(self, kind: Hashable, is_success: bool) -> None:
         """Note whether a program did what it was to do."""
         if is_success:
-            self._failures[kind] = max(self._failures[kind] - 0.5, 0)
+            self._failures[kind] = max(self._failures[kind] - REDEEMED, 0)
         else:
             self._note_failure(kind)
 
