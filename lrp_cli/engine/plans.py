@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lrp_cli.engine.books import Account
 from lrp_cli.engine.layers import Activation, Compute, Layer, Made
-from lrp_cli.engine.library import Programs
+from lrp_cli.engine.library import Outlook, Programs
 from lrp_cli.engine.linear_maps import LinearMap
 from lrp_cli.engine.naming import operation_name
 from lrp_cli.engine.operations.registry import QUESTIONS
@@ -202,6 +202,15 @@ class Plans:
         self.programs = Programs()
         self._plans: dict[Hashable, Plan] = {}
         self.are_of_use = True
+
+    def outlook(self, x: Tensor, *, single: bool) -> Outlook:
+        """Return whether explanations of inputs like x run by a program, or may some time.
+
+        Args:
+            x: the input.
+            single: whether one target is explained, or several.
+        """
+        return self.programs.outlook(x, single=single) if self.are_of_use else Outlook.NEVER
 
     def find(self, names: Names, x: Tensor) -> Plan | None:
         """Return the plan for an input like x, if there is one and neither modules nor parameters were changed since.

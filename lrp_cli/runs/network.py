@@ -1,52 +1,21 @@
-"""A batch of pictures through the network: every target of every picture explained."""
+"""A batch of pictures through the network, as many at once as the memory and the processor allow."""
 
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePath
+from collections.abc import Sequence
+from functools import partial
+from itertools import chain
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from PIL import Image
-from torch import Tensor
 
+from lrp_cli.engine.library import Outlook
 from lrp_cli.errors import ConfigError, EngineError, LrpError
-from lrp_cli.explainer import Explainer, ForwardPass
-from lrp_cli.images.decoding import read_picture
-from lrp_cli.images.mapping import Mapping
-from lrp_cli.models import LoadedModel, Target
-from lrp_cli.runs.naming import Score, output_path
-from lrp_cli.runs.outputs import Explained
-from lrp_cli.runs.pictures import Picture
-from lrp_cli.runs.records import Failure, Record
+from lrp_cli.explainer import Explainer
+from lrp_cli.models import LoadedModel
+from lrp_cli.runs.crew import Crew
 from lrp_cli.runs.settings import Settings
-from lrp_cli.runs.targets import is_single, settle
+from lrp_cli.runs.shares import Explaining, Loaded, Results, Share, failure
 
 MOST_REFUSALS = 4
 """So many pictures are tried in a row before a model is given up that has explained none."""
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A picture ready for the network: what it sees, as pixels and as a tensor (3, H, W), and where that comes from."""
-
-    picture: Picture
-    view: Image.Image
-    tensor: Tensor
-    mapping: Mapping
-    targets: tuple[Target, ...]
-    settings: str
-    sha256: str
-    bytes: int
-
-
-@dataclass(frozen=True)
-class Unwritten:
-    """A result whose outputs are still to be written."""
-
-    record: Record
-    explained: Explained
 
 
 class Network:
@@ -58,22 +27,21 @@ class Network:
     """
 
     def __init__(self, model: LoadedModel, explainer: Explainer, settings: Settings) -> None:
+        self._crew = Crew(settings.device)
         self.batch_size = settings.batch_size
         self.notes: list[str] = []
-        self._model = model
-        self._explainer = explainer
         self._settings = settings
-        self._dtype = next((p.dtype for p in model.network.parameters() if p.is_floating_point()), torch.float32)
+        self._explaining = Explaining(model, explainer, settings)
         self._has_worked = False
         self._refusals: list[EngineError] = []
 
-    def explain(self, batch: Sequence[Loaded]) -> list[list[Unwritten | Failure]]:
+    def explain(self, batch: Sequence[Loaded]) -> list[Results]:
         """Explain pictures of one size; returns the results of each.
 
         Raises:
             LrpError: what concerns no single picture: the config does not fit, or the model cannot be explained.
         """
-        results: list[list[Unwritten | Failure]] = []
+        results: list[Results] = []
         start = 0
         while start < len(batch):
             part = batch[start : start + self.batch_size]
@@ -82,6 +50,10 @@ class Network:
                 results += done
                 start += len(part)
         return results
+
+    def close(self) -> None:
+        """End the threads; nothing can be explained any more."""
+        self._crew.close()
 
     def raise_if_refused(self) -> None:
         """Raise what stopped every single picture, if the engine could not explain any.
@@ -92,7 +64,7 @@ class Network:
         if self._refusals and not self._has_worked:
             raise self._refusals[-1]
 
-    def _try(self, part: Sequence[Loaded]) -> list[list[Unwritten | Failure]] | None:
+    def _try(self, part: Sequence[Loaded]) -> list[Results] | None:
         """Return the results, or None where the part is to be tried again in smaller ones."""
         try:
             results = self._explain(part)
@@ -111,111 +83,46 @@ class Network:
                     self.notes.append("out of memory: going on with smaller batches (--batch-size sets their size)")
                 self.batch_size = max(1, len(part) // 2)
                 return None
-            return [[self._failure(part[0], "out of memory, even alone")]]
+            return [[failure(part[0], "out of memory, even alone")]]
         if isinstance(problem, ConfigError):
             raise problem
         if len(part) > 1:
             return [self._alone(loaded) for loaded in part]
         return [self._refused(part[0], problem)]
 
-    def _alone(self, loaded: Loaded) -> list[Unwritten | Failure]:
+    def _alone(self, loaded: Loaded) -> Results:
         """Explain one picture of a batch that failed: its neighbours are not to suffer."""
         results = self._try([loaded])
         assert results is not None  # noqa: S101 (one picture is never divided)
         return results[0]
 
-    def _refused(self, loaded: Loaded, problem: Exception) -> list[Unwritten | Failure]:
+    def _refused(self, loaded: Loaded, problem: Exception) -> Results:
         if isinstance(problem, EngineError) and not self._has_worked:
             self._refusals.append(problem)
             if len(self._refusals) >= MOST_REFUSALS:
                 raise problem
         lines = str(problem).splitlines() or [type(problem).__name__]
-        return [self._failure(loaded, lines[0])]
+        return [failure(loaded, lines[0])]
 
-    def _failure(self, loaded: Loaded, reason: str) -> Failure:
-        return Failure(loaded.picture.path, f"{loaded.picture.path}: {reason}")
+    def _explain(self, part: Sequence[Loaded]) -> list[Results]:
+        shares = self._shares(part)
+        if len(shares) > 1 and all(self._explaining.outlook(share) is Outlook.NOW for share in shares):
+            done = self._crew.work(partial(self._explaining.explain, at_once=len(part)), shares)
+        else:
+            done = [self._explaining.explain(share, at_once=len(share.pictures)) for share in shares]
+        return list(chain.from_iterable(done))
 
-    def _explain(self, part: Sequence[Loaded]) -> list[list[Unwritten | Failure]]:
-        begun = time.perf_counter()
-        asked = [loaded.targets for loaded in part]
-        forward = self._explainer.forward(self._stack(part), single=is_single(asked))
-        wanted = settle(asked, forward.logits)
-        results: list[list[Unwritten | Failure]] = [
-            [self._failure(loaded, problem) for problem in scores.problems]
-            for loaded, scores in zip(part, wanted, strict=True)
-        ]
-        rounds = max(len(scores.scores) for scores in wanted)
-        for turn in range(rounds):
-            # A picture with fewer targets than the others goes along with any, and is not counted.
-            scores = [(of.scores[turn : turn + 1] or of.scores[:1] or (Score(0),))[0] for of in wanted]
-            explained = self._explain_scores(part, forward, scores, begun, keep=turn + 1 < rounds)
-            for number, unwritten in enumerate(explained):
-                if turn < len(wanted[number].scores):
-                    results[number].append(unwritten)
-            begun = time.perf_counter()
-        return results
+    def _shares(self, part: Sequence[Loaded]) -> list[Share]:
+        """Divide what can be explained side by side, now or some time.
 
-    def _stack(self, part: Sequence[Loaded]) -> Tensor:
-        x = torch.stack([loaded.tensor for loaded in part]).to(self._dtype)
-        if self._settings.device.type == "cuda":
-            return x.pin_memory().to(self._settings.device, non_blocking=True)
-        return x.to(self._settings.device)
-
-    def _explain_scores(
-        self, part: Sequence[Loaded], forward: ForwardPass, scores: Sequence[Score], begun: float, *, keep: bool
-    ) -> Iterator[Unwritten]:
-        explanation = forward.explain(
-            [score.target for score in scores],
-            versus=[score.versus for score in scores],
-            seed=self._settings.seed,
-            keep=keep,
-        )
-        probabilities = forward.logits.softmax(dim=1)
-        chosen = probabilities[torch.arange(len(part)), [score.target for score in scores]]
-        relevance = explanation.relevance.float().cpu().numpy()
-        numbers = (explanation.scores, chosen, explanation.relevance_sum, explanation.absorbed_sum)
-        score, probability, reached, absorbed = (values.tolist() for values in numbers)
-        seconds = (time.perf_counter() - begun) / len(part)
-        for place, (loaded, of) in enumerate(zip(part, scores, strict=True)):
-            record = Record(
-                image=loaded.picture.path,
-                model=self._model.name,
-                weights=self._model.weights,
-                config=self._explainer.config.name,
-                target=of.target,
-                label=self._model.labels[of.target],
-                versus=of.versus,
-                seed=self._settings.seed,
-                score=score[place],
-                probability=probability[place],
-                relevance_sum=reached[place],
-                absorbed_sum=absorbed[place],
-                outputs=self._outputs(loaded.picture.stem, of),
-                seconds=round(seconds, 6),
-            )
-            yield Unwritten(record, self._rendering(loaded, record, relevance[place]))
-
-    def _outputs(self, stem: PurePath, score: Score) -> dict[str, Path]:
-        labels, directory = self._model.labels, self._settings.directory
-        return {kind: output_path(directory, stem, score, labels, kind) for kind in self._settings.kinds}
-
-    def _rendering(self, loaded: Loaded, record: Record, relevance: npt.NDArray[np.float32]) -> Explained:
-        label = record.label
-        if record.versus is not None:
-            label += f" vs {record.versus if isinstance(record.versus, str) else self._model.labels[record.versus]}"
-        picture = loaded.picture
-        return Explained(
-            view=loaded.view,
-            relevance=relevance,
-            label=label,
-            score=record.score,
-            probability=record.probability,
-            model=record.model,
-            config=record.config,
-            mapping=loaded.mapping,
-            # Read again when it is drawn on, so that no more than a few whole pictures are in memory.
-            original=(lambda: read_picture(picture.path, picture.data).image) if self._settings.full else None,
-        )
+        A model's own code may not be made for several threads, and they would wait for each other.
+        """
+        whole = self._explaining.share(part)
+        size = -(-len(part) // self._crew.hands)
+        if len(part) < self.batch_size or size == len(part):
+            return [whole]
+        shares = [whole.part(first, first + size) for first in range(0, len(part), size)]
+        return [whole] if any(self._explaining.outlook(share) is Outlook.NEVER for share in shares) else shares
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -12,13 +12,14 @@ from lrp_cli.explainer import Explainer
 from lrp_cli.models import LoadedModel
 from lrp_cli.runs.files import StorageError
 from lrp_cli.runs.loading import Loader
-from lrp_cli.runs.network import Loaded, Network, Unwritten
+from lrp_cli.runs.network import Network
 from lrp_cli.runs.outputs import write
 from lrp_cli.runs.pictures import Picture
 from lrp_cli.runs.prefetch import Behind, in_order
 from lrp_cli.runs.recording import Recorder
 from lrp_cli.runs.records import Failure, Outcome
 from lrp_cli.runs.settings import Settings
+from lrp_cli.runs.shares import Loaded, Unwritten
 
 THREADS = min(4, os.cpu_count() or 1)
 
@@ -59,6 +60,7 @@ class Pipeline:
             sink(self._recorder.record(group.picture, group.loaded, _outcomes(group)))
 
         with (
+            closing(self._network),
             ThreadPoolExecutor(THREADS, thread_name_prefix="lrp-read") as readers,
             Behind(self._write, record, threads=THREADS, ahead=ahead) as behind,
             closing(in_order(readers, self._load, pictures, ahead)) as loaded,

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from lrp_cli.runs.manifest import Line, Manifest, current_lines, supersedes
-from lrp_cli.runs.network import Loaded
 from lrp_cli.runs.pictures import Picture
 from lrp_cli.runs.records import Failure, Outcome, Record, Skipped
 from lrp_cli.runs.resume import Resume, is_intact
 from lrp_cli.runs.settings import Provenance
+from lrp_cli.runs.shares import Loaded
 
 
 class Recorder:

@@ -9,13 +9,13 @@ from lrp_cli.runs.files import prepare_directory, remove_leftovers
 from lrp_cli.runs.loading import Loader
 from lrp_cli.runs.lock import locked
 from lrp_cli.runs.manifest import Line, Manifest, read_lines
-from lrp_cli.runs.network import Loaded
 from lrp_cli.runs.pictures import Picture
 from lrp_cli.runs.pipeline import Pipeline, Sink
 from lrp_cli.runs.recording import Recorder
 from lrp_cli.runs.records import REPORTED, Failure, Skipped
 from lrp_cli.runs.resume import Resume
 from lrp_cli.runs.settings import Provenance, Settings
+from lrp_cli.runs.shares import Loaded
 
 Note = Callable[[str], None]
 

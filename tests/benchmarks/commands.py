@@ -68,7 +68,7 @@ def folder(pictures: int, batch_size: int, rounds: int) -> dict[str, float]:
     model = load_model()
     explainer = Explainer(model.network, "auto", bounds=model.preprocessing.bounds)
     with TemporaryDirectory() as directory:
-        parts = [Path(directory, f"pictures{number}") for number in range(rounds)]
+        parts = [Path(directory, f"pictures{number}") for number in range(rounds + 1)]
         make_pictures(parts, pictures)
 
         def pictures_of(part: Path) -> Sequence[Path]:
@@ -91,10 +91,13 @@ def folder(pictures: int, batch_size: int, rounds: int) -> dict[str, float]:
             tensors = [steps.tensor(steps.view(decode(path))) for path in pictures_of(part)]
             return [torch.stack(tensors[first : first + batch_size]) for first in range(0, len(tensors), batch_size)]
 
-        for _ in range(library.AFTER + 3):  # what is prepared once a model
-            explainer.explain(prepare(parts[0])[0])
-        batches = iter([prepare(part) for part in parts])
-        unwritten = iter(parts)
+        # What is prepared once a model, for batches and for the parts of them that a run explains side by side.
+        first, *others = parts
+        run(first)
+        for _ in range(library.AFTER + 3):
+            explainer.explain(prepare(first)[0])
+        batches = iter([prepare(part) for part in others])
+        unwritten = iter(others)
         seconds = in_turn(
             {
                 "engine": lambda: [explainer.explain(x) for x in next(batches)],

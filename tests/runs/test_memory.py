@@ -46,7 +46,7 @@ def test_a_batch_that_does_not_fit_is_halved_and_that_is_said_once(
         return forward(self, x, **options)
 
     monkeypatch.setattr(Explainer, "forward", limited)
-    result = lrp.explain(pictures, "-o", tmp_path / "out", "--json", "-b", "8")
+    result = lrp.explain(pictures, "-o", tmp_path / "out", "--json", "-b", "8", "--threads", "1")
     assert result.code == 0
     assert [Path(record["image"]).name for record in result.records] == [f"{number}.png" for number in range(9)]
     assert sizes[:3] == [8, 4, 2]

@@ -1,0 +1,181 @@
+"""Pictures that go through the network together, and what comes out: every target of every picture explained."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePath
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lrp_cli.engine.library import Outlook
+from lrp_cli.explainer import Explainer, ForwardPass
+from lrp_cli.images.decoding import read_picture
+from lrp_cli.images.mapping import Mapping
+from lrp_cli.models import LoadedModel, Target
+from lrp_cli.runs.naming import Score, output_path
+from lrp_cli.runs.outputs import Explained
+from lrp_cli.runs.pictures import Picture
+from lrp_cli.runs.records import Failure, Record
+from lrp_cli.runs.settings import Settings
+from lrp_cli.runs.targets import is_single, settle
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A picture ready for the network: what it sees, as pixels and as a tensor (3, H, W), and where that comes from."""
+
+    picture: Picture
+    view: Image.Image
+    tensor: Tensor
+    mapping: Mapping
+    targets: tuple[Target, ...]
+    settings: str
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Unwritten:
+    """A result whose outputs are still to be written."""
+
+    record: Record
+    explained: Explained
+
+
+Results: TypeAlias = "list[Unwritten | Failure]"
+"""What there is of one picture: for every target a result, or why there is none."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """Pictures that go through the network together.
+
+    Attributes:
+        pictures: the pictures, all of one size.
+        x: the network's input, shape (N, 3, H, W).
+        is_single: whether no more than one score is asked for of any of them.
+    """
+
+    pictures: Sequence[Loaded]
+    x: Tensor
+    is_single: bool
+
+    def part(self, begin: int, end: int) -> "Share":
+        """Return the share that pictures ``begin`` to ``end`` are."""
+        return replace(self, pictures=self.pictures[begin:end], x=self.x[begin:end])
+
+
+class Explaining:
+    """Explains shares with one model and one config."""
+
+    def __init__(self, model: LoadedModel, explainer: Explainer, settings: Settings) -> None:
+        self._model = model
+        self._explainer = explainer
+        self._settings = settings
+        self._dtype = next((p.dtype for p in model.network.parameters() if p.is_floating_point()), torch.float32)
+
+    def share(self, pictures: Sequence[Loaded]) -> Share:
+        """Return pictures of one size as a share, on the run's device."""
+        x = torch.stack([loaded.tensor for loaded in pictures]).to(self._dtype)
+        if self._settings.device.type == "cuda":
+            x = x.pin_memory().to(self._settings.device, non_blocking=True)
+        return Share(pictures, x.to(self._settings.device), is_single([loaded.targets for loaded in pictures]))
+
+    def outlook(self, share: Share) -> Outlook:
+        """Return whether a share is explained without the model's Python, or may be some time."""
+        return self._explainer.outlook(share.x, single=share.is_single)
+
+    def explain(self, share: Share, *, at_once: int) -> list[Results]:
+        """Explain a share; returns the results of each of its pictures.
+
+        Args:
+            share: what to explain.
+            at_once: how many pictures are explained at the same time, here and elsewhere.
+
+        Raises:
+            LrpError: a picture cannot be explained, or none can.
+            RuntimeError, MemoryError: the memory ran out, among others.
+        """
+        begun = time.perf_counter()
+        forward = self._explainer.forward(share.x, single=share.is_single)
+        wanted = settle([loaded.targets for loaded in share.pictures], forward.logits)
+        results: list[Results] = [
+            [failure(loaded, problem) for problem in scores.problems]
+            for loaded, scores in zip(share.pictures, wanted, strict=True)
+        ]
+        rounds = max(len(scores.scores) for scores in wanted)
+        for turn in range(rounds):
+            # A picture with fewer targets than the others goes along with any, and is not counted.
+            scores = [(of.scores[turn : turn + 1] or of.scores[:1] or (Score(0),))[0] for of in wanted]
+            explained = [*self._explain_scores(share.pictures, forward, scores, keep=turn + 1 < rounds)]
+            seconds = round((time.perf_counter() - begun) / at_once, 6)
+            for number, unwritten in enumerate(explained):
+                if turn < len(wanted[number].scores):
+                    record = replace(unwritten.record, seconds=seconds)
+                    results[number].append(replace(unwritten, record=record))
+            begun = time.perf_counter()
+        return results
+
+    def _explain_scores(
+        self, pictures: Sequence[Loaded], forward: ForwardPass, scores: Sequence[Score], *, keep: bool
+    ) -> Iterator[Unwritten]:
+        explanation = forward.explain(
+            [score.target for score in scores],
+            versus=[score.versus for score in scores],
+            seed=self._settings.seed,
+            keep=keep,
+        )
+        probabilities = forward.logits.softmax(dim=1)
+        chosen = probabilities[torch.arange(len(pictures)), [score.target for score in scores]]
+        relevance = explanation.relevance.float().cpu().numpy()
+        numbers = (explanation.scores, chosen, explanation.relevance_sum, explanation.absorbed_sum)
+        score, probability, reached, absorbed = (values.tolist() for values in numbers)
+        for place, (loaded, of) in enumerate(zip(pictures, scores, strict=True)):
+            record = Record(
+                image=loaded.picture.path,
+                model=self._model.name,
+                weights=self._model.weights,
+                config=self._explainer.config.name,
+                target=of.target,
+                label=self._model.labels[of.target],
+                versus=of.versus,
+                seed=self._settings.seed,
+                score=score[place],
+                probability=probability[place],
+                relevance_sum=reached[place],
+                absorbed_sum=absorbed[place],
+                outputs=self._outputs(loaded.picture.stem, of),
+            )
+            yield Unwritten(record, self._rendering(loaded, record, relevance[place]))
+
+    def _outputs(self, stem: PurePath, score: Score) -> dict[str, Path]:
+        labels, directory = self._model.labels, self._settings.directory
+        return {kind: output_path(directory, stem, score, labels, kind) for kind in self._settings.kinds}
+
+    def _rendering(self, loaded: Loaded, record: Record, relevance: npt.NDArray[np.float32]) -> Explained:
+        label = record.label
+        if record.versus is not None:
+            label += f" vs {record.versus if isinstance(record.versus, str) else self._model.labels[record.versus]}"
+        picture = loaded.picture
+        return Explained(
+            view=loaded.view,
+            relevance=relevance,
+            label=label,
+            score=record.score,
+            probability=record.probability,
+            model=record.model,
+            config=record.config,
+            mapping=loaded.mapping,
+            # Read again when it is drawn on, so that no more than a few whole pictures are in memory.
+            original=(lambda: read_picture(picture.path, picture.data).image) if self._settings.full else None,
+        )
+
+
+def failure(loaded: Loaded, reason: str) -> Failure:
+    """Return what to say of a picture that could not be explained."""
+    return Failure(loaded.picture.path, f"{loaded.picture.path}: {reason}")
