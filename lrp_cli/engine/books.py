@@ -139,7 +139,8 @@ class Books:
     def _dot(self, relevance: Tensor, factor: Tensor) -> Tensor:
         """Sum ``relevance * factor`` over everything but the batch, without making the product where it is large."""
         if factor.shape == relevance.shape:
-            flat = relevance.reshape(self.samples, -1), factor.reshape(self.samples, -1)
+            order = _order_in_memory(relevance)
+            flat = [tensor.permute(order).reshape(self.samples, -1) for tensor in (relevance, factor)]
             product: Tensor = torch.linalg.vecdot(*flat)
             return product.double()
         if factor.dim() == 1 and relevance.dim() > 1 and factor.shape[0] == relevance.shape[-1]:  # (..., C) by (C,)
@@ -149,6 +150,11 @@ class Books:
             planes = tuple(range(relevance.dim() - factor.dim() + 1, relevance.dim()))
             relevance = relevance.sum(dim=planes, keepdim=True) if planes else relevance
         return per_sample(relevance * factor, self.samples)
+
+
+def _order_in_memory(tensor: Tensor) -> list[int]:
+    """Return the dimensions behind the first in the order in which they lie in memory: so flattened, none is copied."""
+    return [0, *sorted(range(1, tensor.dim()), key=lambda dim: -tensor.stride(dim))]
 
 
 @dataclass(frozen=True)

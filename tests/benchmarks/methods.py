@@ -14,7 +14,7 @@ ATTENTION_PRESETS = ["attnlrp", "cp-lrp"]
 TRANSFORMERS = {"swin_t", "vit_b_16"}
 BOUNDS = ((-2.2, -2.1, -1.9), (2.3, 2.5, 2.7))
 TOP = 5
-WARM = 4
+WARM = 8
 """After so many explanations of one kind of input lrp does what it does from then on, as :func:`_lrp` sets it up."""
 
 
