@@ -154,7 +154,7 @@ class Books:
 
 def _order_in_memory(tensor: Tensor) -> list[int]:
     """Return the dimensions behind the first in the order in which they lie in memory: so flattened, none is copied."""
-    return [0, *sorted(range(1, tensor.dim()), key=lambda dim: -tensor.stride(dim))]
+    return [0, *sorted(range(1, tensor.dim()), key=tensor.stride, reverse=True)]
 
 
 @dataclass(frozen=True)
