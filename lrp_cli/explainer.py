@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lrp_cli.engine.books import Books
 from lrp_cli.engine.library import Outlook
+from lrp_cli.engine.native import Compiler
 from lrp_cli.engine.plans import Plans
 from lrp_cli.engine.propagation import Propagation
 from lrp_cli.engine.trace import Trace
@@ -94,6 +95,7 @@ class Explainer:
         bounds: Bounds | None = None,
         on_unknown: str = "error",
         products: torch.dtype | None = None,
+        compile: bool = False,
     ) -> None:
         """Prepare to explain ``model``.
 
@@ -105,10 +107,13 @@ class Explainer:
             on_unknown: "error", or "gradient" to use the plain gradient for operations that no rule is known for.
             products: type of the matrix products and convolutions on the way back, such as ``torch.bfloat16``, which
                 is faster on some processors; the forward pass and the relevance keep the model's type. None: that type.
+            compile: whether to compile explanations to machine code, by torch's inductor, once there is a program for
+                inputs of a shape (:mod:`lrp_cli.engine.native`): that takes a minute or more, and saves time later on.
 
         Raises:
             ConfigError: the config does not exist or is not valid, or its z-box rule has no bounds.
-            UsageError: ``on_unknown`` is something else, or ``products`` is no floating-point type.
+            UsageError: ``on_unknown`` is something else, ``products`` is no floating-point type, or there is no C++
+                compiler to compile with.
         """
         if products is not None and not products.is_floating_point:
             raise UsageError(f"products are computed in a floating-point type, not {products}")
@@ -123,7 +128,8 @@ class Explainer:
         self._on_unknown = on_unknown
         self._products = products
         self._cache = WeightCache()
-        self._plans = Plans()
+        self.compiler = Compiler() if compile else None
+        self._plans = Plans(self.compiler)
 
     def explain(self, x: Tensor, target: Target = None, *, versus: Versus = None, seed: str = "logit") -> Explanation:
         """Explain one score of every sample.

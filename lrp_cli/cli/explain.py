@@ -38,6 +38,7 @@ def explain(
     device: options.Device = "auto",
     dtype: options.DType = options.Precision.FLOAT32,
     threads: options.Threads = None,
+    compiled: options.Compile = False,
     force: options.Force = False,
     fail_fast: options.FailFast = False,
     max_failures: options.MaxFailures = None,
@@ -110,6 +111,7 @@ def explain(
             bounds=loaded.preprocessing.bounds,
             on_unknown=settings.on_unknown,
             products=settings.products,
+            compile=compiled,
         )
         session = Session(loaded, explainer, settings)
         session.check()
@@ -118,4 +120,6 @@ def explain(
         progress.detail(f"preprocessing {loaded.preprocessing.to_json()}")
         progress.detail(f"{len(pictures)} pictures, {settings.batch_size} at once, to {out}")
         (show_plan if dry_run else run)(session, pictures, out, progress, report)
+        if explainer.compiler and not dry_run:
+            progress.note(f"--compile: {explainer.compiler.report}")
     raise typer.Exit(report.exit_code)

@@ -216,6 +216,14 @@ Threads: TypeAlias = Annotated[
         help="Processor threads that the network takes on a CPU. [default: as many as torch takes of itself]",
     ),
 ]
+Compile: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--compile",
+        help="Compile the explanations, after the first pictures, which takes a minute or more and pays for thousands "
+        "of pictures; needs a C++ compiler.",
+    ),
+]
 Force: TypeAlias = Annotated[bool, typer.Option("--force", help="Explain again what is done already.")]
 FailFast: TypeAlias = Annotated[bool, typer.Option("--fail-fast", help="Stop at the first failure.")]
 MaxFailures: TypeAlias = Annotated[

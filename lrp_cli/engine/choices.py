@@ -63,10 +63,21 @@ def bookings_of(entries: Sequence[Entry], transcript: Transcript) -> list[Bookin
 
 @dataclass(frozen=True)
 class Course:
-    """What a rule did, where it decided in one way."""
+    """What a rule did, where it decided in one way.
 
-    function: Callable[..., tuple[Any, ...]]
+    Attributes:
+        steps: what it did.
+        inputs: values of the tensors it worked on.
+        result: value of the modified gradient of the layer's input.
+        bookings: what it booked.
+        function: the steps as a function of the inputs and an empty box.
+    """
+
+    steps: Sequence[Step]
+    inputs: Sequence[Value]
+    result: Value
     bookings: Sequence[Booking]
+    function: Callable[..., tuple[Any, ...]]
 
     @classmethod
     def of(
@@ -80,7 +91,7 @@ class Course:
             return None
         if missing(steps, outputs, inputs):
             return None
-        return cls(compiled(steps, inputs, outputs), bookings)
+        return cls(steps, inputs, result, bookings, compiled(steps, inputs, outputs))
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, list[Entry]]:
         """Return the modified gradient of the layer's input, and the entries; raises :class:`Differs`."""
@@ -109,6 +120,16 @@ class Choice:
         self._flow = with_tensors(flow, [flow.g.new_empty(0)] * len(tensors_of(flow)), Books(flow.books.samples))
         self._courses: tuple[Course, ...] = ()
 
+    @property
+    def likeliest(self) -> Course:
+        """The course that the rule took the last time."""
+        return self._courses[0]
+
+    @property
+    def varies(self) -> bool:
+        """Whether it took several."""
+        return len(self._courses) > 1
+
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, list[Entry]]:
         """Return the modified gradient of the layer's input, and the entries.
 
@@ -120,7 +141,7 @@ class Choice:
                 found = course(*tensors)
             except Differs:
                 continue
-            if course is not self._courses[0]:  # what was right the last time is the likeliest
+            if course is not self.likeliest:
                 self._courses = (course, *(other for other in self._courses if other is not course))
             return found
         return self._take(tensors)

@@ -1,7 +1,8 @@
 """Explanations that are carried out and written down at once, to make a program of."""
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -9,6 +10,8 @@ from lrp_cli.engine.books import Books
 from lrp_cli.engine.choices import Booking, Choice, Course, bookings_of, chosen, tensors_of, values_of
 from lrp_cli.engine.flow import Flow
 from lrp_cli.engine.lowering import Places, compiled, missing
+from lrp_cli.engine.machine_code import Passage
+from lrp_cli.engine.native import Compiler
 from lrp_cli.engine.programs import Backward, Circumstances, Program, Turn
 from lrp_cli.engine.rules import Rule
 from lrp_cli.engine.standing import Standing
@@ -108,8 +111,8 @@ class Draft:
                 transcript.steps[begun:] = [Step(chosen, (Value(choice), *inputs), {}, (made, entries.sums))]
         return result
 
-    def program(self) -> Program | None:
-        """Return what was written as a program; None where it cannot be one."""
+    def program(self, compiler: Compiler | None = None) -> Program | None:
+        """Return what was written as a program, compiled if there is a compiler; None where it cannot be one."""
         if self.transcript.problem is not None or not self._standing.holds():
             return None
         makes = {self._x, *(value for step in self._forward for value in step.made)}
@@ -120,12 +123,17 @@ class Draft:
         backwards = {}
         for turn, done in self._passes.items():
             outputs = done.outputs + (memo if turn == (True, True) else [])
-            function = compiled(done.steps, [done.seed], outputs, places, lets_go=not turn[1])
-            backwards[turn] = Backward(function, done.bookings)
-        forward = compiled(self._forward, [self._x], [self._logits, *kept])
+            passage = Passage(done.steps, done.seed, outputs, places, is_followed=turn[1])
+            backwards[turn] = Backward(_function(passage, compiler), done.bookings)
+        forward = _function(Passage(self._forward, self._x, [self._logits, *kept], {}), compiler)
         return Program(self._standing, self._circumstances, forward, backwards)
 
     def _cut(self) -> list[Step]:
         """Return the steps since the last cut."""
         steps, self.transcript.steps = self.transcript.steps, []
         return steps
+
+
+def _function(passage: Passage, compiler: Compiler | None) -> Callable[..., tuple[Any, ...]]:
+    plain = compiled(passage.steps, [passage.input], passage.outputs, passage.places, lets_go=not passage.is_followed)
+    return plain if compiler is None else compiler.function(plain, passage)

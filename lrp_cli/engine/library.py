@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lrp_cli.engine.drafts import Draft
+from lrp_cli.engine.native import Compiler
 from lrp_cli.engine.programs import Circumstances, Program, ProgramRun
 from lrp_cli.engine.standing import Standing, is_known, is_plain, kind_of
 
@@ -38,7 +39,9 @@ class Outlook(Enum):
 class Programs:
     """The programs for one explainer, by the kind of input, and whether one target is explained or several."""
 
-    def __init__(self) -> None:
+    def __init__(self, compiler: Compiler | None = None) -> None:
+        """Begin with none; they will be compiled if there is a compiler."""
+        self._compiler = compiler
         self._programs: dict[Hashable, Program] = {}
         self._passes: Counter[Hashable] = Counter()
         self._failures: defaultdict[Hashable, float] = defaultdict(float)
@@ -53,7 +56,7 @@ class Programs:
         kind = kind_of(x), single
         if kind in self._programs:
             return Outlook.NOW
-        return Outlook.NEVER if self._failures[kind] >= FAILURES else Outlook.LATER
+        return Outlook.NEVER if self._failures.get(kind, 0) >= FAILURES else Outlook.LATER
 
     def run(self, x: Tensor, circumstances: Circumstances, *, single: bool) -> "ProgramRun | None":
         """Run the forward pass by the program for inputs like x, if there is one and all stands as it did.
@@ -110,7 +113,7 @@ class Programs:
     def keep(self, draft: Draft) -> None:
         """Make a program of a draft, and keep it."""
         try:
-            program = draft.program()
+            program = draft.program(self._compiler)
         except Exception:
             program = None
         if program is None:

@@ -5,6 +5,7 @@ forward pass is over; until then each needs a node of its own in autograd's grap
 model and an input of the same shape makes one node of the three (:mod:`lrp_cli.engine.replay`).
 """
 
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,12 +18,16 @@ from lrp_cli.engine.layers import Activation, Compute, Layer, Made
 from lrp_cli.engine.library import Outlook, Programs
 from lrp_cli.engine.linear_maps import LinearMap
 from lrp_cli.engine.naming import operation_name
+from lrp_cli.engine.native import Compiler
 from lrp_cli.engine.operations.registry import QUESTIONS
 from lrp_cli.engine.standing import kind_of
 from lrp_cli.engine.weights import version_of
 
 LIMIT = 4
 """How many plans are kept, for as many shapes of inputs."""
+
+IN_VAIN = 3
+"""So many passes over inputs of one kind without a plan, and none is expected any more."""
 
 LAYERS = frozenset(
     ["linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "batch_norm"]
@@ -198,9 +203,11 @@ class Plans:
         programs: what is made of a plan in the end.
     """
 
-    def __init__(self) -> None:
-        self.programs = Programs()
+    def __init__(self, compiler: Compiler | None = None) -> None:
+        """Begin with none; programs will be compiled if there is a compiler."""
+        self.programs = Programs(compiler)
         self._plans: dict[Hashable, Plan] = {}
+        self._unplanned: Counter[Hashable] = Counter()
         self.are_of_use = True
 
     def outlook(self, x: Tensor, *, single: bool) -> Outlook:
@@ -210,7 +217,9 @@ class Plans:
             x: the input.
             single: whether one target is explained, or several.
         """
-        return self.programs.outlook(x, single=single) if self.are_of_use else Outlook.NEVER
+        if not self.are_of_use or self._unplanned[kind_of(x)] >= IN_VAIN:
+            return Outlook.NEVER
+        return self.programs.outlook(x, single=single)
 
     def find(self, names: Names, x: Tensor) -> Plan | None:
         """Return the plan for an input like x, if there is one and neither modules nor parameters were changed since.
@@ -235,6 +244,10 @@ class Plans:
         if kind not in self._plans and len(self._plans) == LIMIT:
             del self._plans[next(iter(self._plans))]
         self._plans[kind] = Plan([call.step for call in calls], names, tensors, _state(tensors))
+
+    def note_unplanned(self, x: Tensor) -> None:
+        """Note that a pass over an input like x showed nothing that a plan can be made of."""
+        self._unplanned[kind_of(x)] += 1
 
     def give_up(self) -> None:
         """Follow no plan any more, and make none."""

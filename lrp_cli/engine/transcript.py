@@ -196,11 +196,11 @@ class Transcript(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.steps.append(Step(func, args, kwargs, None, expected=out))
             return
         made_of = values_in((args, kwargs))
-        is_folded = bool(made_of) and not written and all(value.constant is not None for value in made_of)
-        is_folded = is_folded and sum(tensor.numel() for tensor in tensors) <= SMALL
+        is_the_same = bool(made_of) and not written and all(value.constant is not None for value in made_of)
+        is_folded = is_the_same and sum(tensor.numel() for tensor in tensors) <= SMALL
         results = with_tensors(out, lambda tensor: self._result(tensor, is_folded))
         self.steps.append(Step(func, args, kwargs, results, writes=written))
-        if torch.Tag.dynamic_output_shape in func.tags:
+        if torch.Tag.dynamic_output_shape in func.tags and not is_the_same:
             self.steps += [Step(shape_of, (self.value(t),), {}, None, expected=t.shape) for t in tensors]
 
     def _result(self, tensor: Tensor, is_folded: bool) -> Value:

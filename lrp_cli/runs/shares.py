@@ -114,16 +114,15 @@ class Explaining:
             scores = [(of.scores[turn : turn + 1] or of.scores[:1] or (Score(0),))[0] for of in wanted]
             explained = [*self._explain_scores(share.pictures, forward, scores, keep=turn + 1 < rounds)]
             seconds = round((time.perf_counter() - begun) / at_once, 6)
-            for number, unwritten in enumerate(explained):
-                if turn < len(wanted[number].scores):
-                    record = replace(unwritten.record, seconds=seconds)
-                    results[number].append(replace(unwritten, record=record))
+            for result, of, (record, drawn) in zip(results, wanted, explained, strict=True):
+                if turn < len(of.scores):
+                    result.append(Unwritten(replace(record, seconds=seconds), drawn))
             begun = time.perf_counter()
         return results
 
     def _explain_scores(
         self, pictures: Sequence[Loaded], forward: ForwardPass, scores: Sequence[Score], *, keep: bool
-    ) -> Iterator[Unwritten]:
+    ) -> Iterator[tuple[Record, Explained]]:
         explanation = forward.explain(
             [score.target for score in scores],
             versus=[score.versus for score in scores],
@@ -151,7 +150,7 @@ class Explaining:
                 absorbed_sum=absorbed[place],
                 outputs=self._outputs(loaded.picture.stem, of),
             )
-            yield Unwritten(record, self._rendering(loaded, record, relevance[place]))
+            yield record, self._rendering(loaded, record, relevance[place])
 
     def _outputs(self, stem: PurePath, score: Score) -> dict[str, Path]:
         labels, directory = self._model.labels, self._settings.directory
