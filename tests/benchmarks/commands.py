@@ -27,6 +27,8 @@ from tempfile import TemporaryDirectory
 
 from PIL import Image, ImageOps
 
+from lrp_cli.runs import crew
+
 SAMPLES = Path(__file__).resolve().parents[2] / "sample_images"
 SIZE = (500, 375)
 """Width and height of the pictures in the folder, which are about those of ImageNet's."""
@@ -146,11 +148,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10, help="of the folder five at most")
     parser.add_argument("--pictures", type=int, default=200, help="in a folder; each round takes another folder")
     parser.add_argument("--batches", nargs="+", type=int, default=[8])
+    parser.add_argument("--hands", type=int, default=crew.MOST, help="how many parts of a batch are explained at once")
     arguments = parser.parse_args()
     print("| ratio of medians | |")
     print("| --- | ---: |")
     ratios = start(arguments.rounds) if "start" in arguments.measure else {}
     if "folder" in arguments.measure:
+        crew.MOST = arguments.hands
         for batch_size in arguments.batches:
             ratios |= folder(arguments.pictures, batch_size, min(arguments.rounds, 5))
     for name, ratio in ratios.items():

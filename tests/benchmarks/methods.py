@@ -44,7 +44,7 @@ def methods(name: str, net: nn.Module, x: Tensor, *, apart: bool = True) -> dict
     """
     copied = copy.deepcopy if apart else lambda net: net
     target = net(x[:1]).argmax(dim=1).expand(len(x))
-    found: dict[str, Method] = {"gradient x input": lambda: _gradient_times_input(net, x, target)}
+    found: dict[str, Method] = {"gradient x input": lambda: gradient_times_input(net, x, target)}
     found |= _lrp(name, net, x, target)
     if find_spec("zennit"):
         found |= _zennit(copied(net), x, target)
@@ -55,7 +55,8 @@ def methods(name: str, net: nn.Module, x: Tensor, *, apart: bool = True) -> dict
     return found
 
 
-def _gradient_times_input(net: nn.Module, x: Tensor, target: Tensor) -> Tensor:
+def gradient_times_input(net: nn.Module, x: Tensor, target: Tensor) -> Tensor:
+    """Return the gradient of each sample's target score, times the input."""
     x = x.clone().requires_grad_()
     score = net(x).gather(1, target[:, None]).sum()
     (gradient,) = torch.autograd.grad(score, x)
