@@ -29,7 +29,7 @@ LIMIT = 4
 
 
 class Outlook(Enum):
-    """Whether explanations run by a program: now, after some more explanations by a plan, or never."""
+    """Whether explanations run by a program, compiled if it is to be: now, after some more explanations, or never."""
 
     NOW = "now"
     LATER = "later"
@@ -54,8 +54,9 @@ class Programs:
     def outlook(self, x: Tensor, *, single: bool) -> Outlook:
         """Return whether explanations of inputs like x run by a program; arguments as those of :meth:`run`."""
         kind = kind_of(x), single
-        if kind in self._programs:
-            return Outlook.NOW
+        program = self._programs.get(kind)
+        if program is not None:
+            return Outlook.NOW if program.is_settled else Outlook.LATER
         return Outlook.NEVER if self._failures.get(kind, 0) >= FAILURES else Outlook.LATER
 
     def run(self, x: Tensor, circumstances: Circumstances, *, single: bool) -> "ProgramRun | None":

@@ -157,7 +157,9 @@ class _Piece:
         arguments = [*(tensors[value] for value in self._inputs), *self._constants]
         with torch.no_grad():
             if self._module is not None:
-                self._function = torch._inductor.compile(self._module, arguments, options=OPTIONS)
+                from torch._inductor import compile as to_machine_code
+
+                self._function = to_machine_code(self._module, arguments, options=OPTIONS)
                 self._module = None
             found = self._function(*arguments) if self._function is not None else ()
         if self._expected:

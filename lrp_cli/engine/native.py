@@ -47,12 +47,12 @@ class Compiler:
         Raises:
             UsageError: there is no C++ compiler.
         """
-        from torch._inductor.cpp_builder import get_cpp_compiler
-
         try:
+            from torch._inductor.cpp_builder import get_cpp_compiler
+
             get_cpp_compiler()
         except Exception as error:
-            raise UsageError("there is no C++ compiler to compile with; install one, such as g++") from error
+            raise UsageError(f"no C++ compiler, such as g++, to compile with ({_first_line(error)})") from error
         self.count = 0
         self.problem: str | None = None
         self._lock = Lock()
@@ -61,10 +61,10 @@ class Compiler:
     def report(self) -> str:
         """What was compiled, in words."""
         if self.problem is not None:
-            return f"compiled {self.count or 'no'} functions; not all, as {self.problem}"
+            return f"passes compiled: {self.count}; others not, as {self.problem}"
         if self.count:
-            return f"compiled {self.count} functions"
-        return "nothing was compiled, which takes a dozen batches of one size, and a model of modules that are known"
+            return f"passes compiled: {self.count}"
+        return "nothing was compiled, which takes some twenty batches of one size, and a model of known modules alone"
 
     def function(self, plain: Function, passage: Passage) -> "Native":
         """Return a function that does what ``plain`` does, and is compiled when it is first called."""
@@ -81,7 +81,7 @@ class Compiler:
                 if found is None or not _agree(found, expected, tensor.dtype):
                     raise Unfit("what was compiled does something else")
             except Exception as error:
-                self.problem = (str(error).splitlines() or [type(error).__name__])[0]
+                self.problem = _first_line(error)
                 return None
             self.count += 1
             return code
@@ -97,13 +97,22 @@ class Native:
         self._runs = self._attempts = 0
         self._failures = 0.0
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether it is compiled, or will not be."""
+        return self._code is not None or self._attempts >= ATTEMPTS
+
     def __call__(self, tensor: Tensor, box: list[Any] | None) -> tuple[Any, ...]:
         """Return what the function returns."""
         code = self._found_or_made(tensor, box or [])
-        found = None if code is None else code(tensor, box or [])
+        if code is None:
+            return self._plain(tensor, box)
+        try:
+            found = code(tensor, box or [])
+        except AssertionError:  # inductor's word for tensors that lie otherwise in memory
+            found = None
         if found is None:
-            if code is not None:
-                self._note_failure()
+            self._note_failure()
             return self._plain(tensor, box)
         self._failures = max(self._failures - REDEEMED, 0)
         if box and not self._passage.is_followed:
@@ -111,10 +120,10 @@ class Native:
         return found
 
     def _found_or_made(self, tensor: Tensor, box: list[Any]) -> Code | None:
-        if self._code is None and self._attempts < ATTEMPTS:
+        if not self.is_settled:
             with self._lock:
                 self._runs += 1
-                if self._code is None and self._attempts < ATTEMPTS and self._runs > PATIENCE:
+                if not self.is_settled and self._runs > PATIENCE:
                     self._code = self._compiler.compile(self._plain, self._passage, tensor, box)
                     self._attempts = ATTEMPTS if self._code is None else self._attempts + 1
         return self._code
@@ -125,6 +134,10 @@ class Native:
             self._code, self._failures, self._runs = None, 0, 0
             if self._attempts == ATTEMPTS:
                 self._compiler.problem = "rules decide otherwise from picture to picture"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 @contextmanager

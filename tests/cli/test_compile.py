@@ -55,7 +55,7 @@ def test_a_folder(lrp, make_picture, tmp_path: Path, monkeypatch: pytest.MonkeyP
     options = ("-b", size, "--threads", "2", "-t", "top:2", "-c", "epsilon-gamma-box")
     result = lrp.explain(tmp_path / "in", "-o", tmp_path / "out", "--compile", *options)
     assert result.code == 0
-    assert "--compile: compiled 3 functions" in result.err.splitlines()[-1]  # two of them for the way back
+    assert "--compile: passes compiled: 3" in result.err.splitlines()[-1]  # two of them for the way back
     assert lrp.explain(tmp_path / "in", "-o", tmp_path / "plain", *options).code == 0
     assert lrp("verify", tmp_path / "out").code == 0
     found, expected = (load_run(tmp_path / name) for name in ("out", "plain"))
