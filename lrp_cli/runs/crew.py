@@ -7,8 +7,8 @@ from typing import TypeVar
 import torch
 
 MOST = 2
-"""How many hands there are at most: two bring a folder from 0.76 to 0.93 of the throughput that the engine alone has
-with two processor cores (``python -m tests.benchmarks.commands``). What more would do was never measured."""
+"""How many hands there are at most: two bring a folder close to the engine's throughput on two processor cores
+(``python -m tests.benchmarks.commands``; with ``--hands 1``, without). What more would do was never measured."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

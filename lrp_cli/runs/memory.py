@@ -15,8 +15,8 @@ def keep_freed_memory() -> None:
     default model, as measured on one and on two processor cores. The peak is the same, but memory is not returned
     before the end, so this is for a command, not for a library. C libraries other than glibc are left as they are.
 
-    All threads share that memory. By default each has an arena of its own, and what one has freed serves no other: the
-    peak of ``lrp explain`` over 160 pictures was 1.2 to 1.3 times as high (the default model and resnet50, two cores).
+    All threads share that memory. By default each has an arena of its own, and what one has freed serves no other
+    (``tests/runs/test_memory.py`` shows the difference).
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
