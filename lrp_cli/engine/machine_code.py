@@ -65,6 +65,7 @@ class Code:
             for value, bookings in zip(self._outputs, self._bookings, strict=True)
             for inner in ([value] if bookings is None else values_of(bookings))
         }
+        self._strides: list[tuple[int, ...] | None] = [None] * len(self._outputs)
         kept = {value.memory for value in passage.places} if passage.is_followed else set[int | None]()
         needs = [part.arguments for part in unfolded.parts]
         self._parts: list[tuple[_Piece | _Question, set[Value]]] = []
@@ -89,21 +90,31 @@ class Code:
                     del tensors[value]
         return self._returned(tensors)
 
+    def lay_out_like(self, expected: Sequence[Any]) -> None:
+        """Have what is returned lie in memory as what a program returned does, which other programs count on."""
+        self._strides = [each.stride() if isinstance(each, Tensor) else None for each in expected]
+
     def _given(self, tensor: Tensor, box: Sequence[Any]) -> Tensors:
         places = self._passage.places.items()  # the first backward pass fills the last of them
         return {self._passage.input: tensor} | {value: box[place] for value, place in places if place < len(box)}
 
     def _returned(self, tensors: Tensors) -> tuple[Any, ...]:
         return tuple(
-            _found(value, tensors)
+            _laid_out(_found(value, tensors), strides)
             if bookings is None
             else entries_of(bookings, [_found(inner, tensors) for inner in values_of(bookings)])
-            for value, bookings in zip(self._outputs, self._bookings, strict=True)
+            for value, bookings, strides in zip(self._outputs, self._bookings, self._strides, strict=True)
         )
 
 
 def _found(value: Value, tensors: Mapping[Value, Any]) -> Any:
     return tensors[value] if value.constant is None else value.constant
+
+
+def _laid_out(found: Any, strides: tuple[int, ...] | None) -> Any:
+    if strides is None or found.stride() == strides:
+        return found
+    return torch.empty_strided(found.shape, strides, dtype=found.dtype, device=found.device).copy_(found)
 
 
 class _Question:

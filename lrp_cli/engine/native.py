@@ -73,13 +73,14 @@ class Compiler:
     def compile(self, plain: Function, passage: Passage, tensor: Tensor, box: Sequence[Any]) -> Code | None:
         """Return the code for a passage; None where there is none, or it does something else than ``plain``."""
         copies = [each.clone() if isinstance(each, Tensor) else each for each in box]
-        expected = plain(tensor, copies)  # so that choices are decided as they are for this input
         with self._lock, _quiet():
             try:
+                expected = plain(tensor, copies)  # so that choices are decided as they are for this input
                 code = Code(passage)
                 found = code(tensor, box)
                 if found is None or not _agree(found, expected, tensor.dtype):
                     raise Unfit("what was compiled does something else")
+                code.lay_out_like(expected)
             except Exception as error:
                 self.problem = _first_line(error)
                 return None

@@ -72,11 +72,14 @@ class Unfolded:
             else:
                 self._put_in(step, choice.likeliest)
         elif not step.is_guard:
+            if any(value.memory in step.writes for value in self._last.guards):
+                raise Unfit("what decided is changed in place")  # and it is looked at when all is over
             self._last.steps.append(step)
         elif all(value.constant is not None for value in step.arguments):
             return  # it cannot turn out otherwise
         elif step.function is torch.ops.aten._local_scalar_dense.default:
-            self._last.guards[step.args[0]] = float(step.expected)
+            if self._last.guards.setdefault(step.args[0], float(step.expected)) != step.expected:
+                raise Unfit("what decided is changed in place")
         else:
             raise Unfit(f"{step.function} decides")
 

@@ -372,6 +372,43 @@ def test_inputs_are_not_changed_in_place() -> None:
         Code(replace(task, is_followed=True, places={task.input: 0}))
 
 
+def changed_and_asked_again(x: Tensor) -> Tensor:
+    is_large = x.sum() > 4
+    y = x * 3 if is_large else x
+    is_large.fill_(False)
+    return y * 5 if is_large else y
+
+
+def changed_afterwards(x: Tensor) -> Tensor:
+    is_large = x.sum() > 4
+    y = x * 3 if is_large else x
+    is_large.fill_(True)
+    return y
+
+
+@pytest.mark.parametrize("function", [changed_and_asked_again, changed_afterwards])
+def test_what_decided_is_not_changed_before_it_is_looked_at(function: Callable[[Tensor], Tensor]) -> None:
+    task, _ = passage(function, 2 * torch.ones(4))
+    with pytest.raises(Unfit, match="what decided is changed"):
+        Code(task)
+
+
+def test_programs_that_follow_compiled_ones_find_tensors_as_ever(runs: list[bool]) -> None:
+    from torchvision.models import VisionTransformer
+
+    torch.manual_seed(0)
+    net = VisionTransformer(12, 4, 2, 2, 16, 32, num_classes=5).eval()
+    torch.nn.init.normal_(net.heads.head.weight, std=0.1)
+    explainer, plain = (Explainer(net, "attnlrp", compile=compile) for compile in (True, False))
+    for each in (explainer, plain):
+        explained(each, picture())
+    assert explainer.compiler is not None
+    assert (explainer.compiler.count, explainer.compiler.problem) == (2, None)
+    runs.clear()
+    assert_same(explainer.explain(picture(1), 3), plain.explain(picture(1), 3))
+    assert runs == [True, True]
+
+
 def test_numbers_that_decide_are_looked_at() -> None:
     x = torch.full((4,), 2.0)
     task, _ = passage(lambda x: x + 1 if bool((x > 0).all()) else x - 1, x)
