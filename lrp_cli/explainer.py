@@ -81,6 +81,11 @@ class Explainer:
     Python of models that consist of torch's, torchvision's and timm's modules alone is not run any more after some
     explanations of inputs of one shape (:mod:`lrp_cli.engine.programs`), for as long as they stay as they are.
 
+    Attributes:
+        model: the model.
+        config: the rules.
+        compiler: says what was compiled, and why not (:class:`~lrp_cli.engine.native.Compiler`); None unless asked to.
+
     Example:
         >>> explainer = Explainer(model.eval(), config="epsilon-plus-flat")
         >>> explanation = explainer.explain(x, target=281)

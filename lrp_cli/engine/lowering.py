@@ -96,7 +96,7 @@ class _Lowering:
         made = self._graph.call_function(step.function, args, kwargs)
         if step.is_guard:
             self._graph.call_function(expect, (made, step.expected))
-        self._enter(step.results, made)
+        enter(self._graph, self._nodes, step.results, made)
 
     def function(self, outputs: Sequence[Value]) -> Callable[..., tuple[Any, ...]]:
         """Return the graph as a function that returns these outputs."""
@@ -117,11 +117,12 @@ class _Lowering:
                 self._nodes[value] = self._graph.call_function(self._fetch, (self._box, self._places[value]))
         return self._nodes[value]
 
-    def _enter(self, results: Any, made: fx.Node) -> None:
-        """Note which node a step's results are; those that lie where an earlier one does are known already."""
-        if isinstance(results, Value):
-            self._nodes.setdefault(results, made)
-        elif isinstance(results, (tuple, list)):
-            for place, result in enumerate(results):
-                if any(value not in self._nodes for value in values_in(result)):
-                    self._enter(result, self._graph.call_function(operator.getitem, (made, place)))
+
+def enter(graph: fx.Graph, nodes: dict[Value, fx.Node], results: Any, made: fx.Node) -> None:
+    """Note which node a step's results are; those that lie where an earlier one does are known already."""
+    if isinstance(results, Value):
+        nodes.setdefault(results, made)
+    elif isinstance(results, (tuple, list)):
+        for place, result in enumerate(results):
+            if any(value not in nodes for value in values_in(result)):
+                enter(graph, nodes, result, graph.call_function(operator.getitem, (made, place)))

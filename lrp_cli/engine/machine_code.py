@@ -4,7 +4,6 @@ What is decided by values is taken to be decided as it was, and looked at afterw
 rule that was seen to decide in several ways is asked each time, between one piece of code and the next.
 """
 
-import operator
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,8 +13,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from lrp_cli.engine.choices import entries_of, values_of
-from lrp_cli.engine.lowering import Differs, Places, missing, needed
-from lrp_cli.engine.transcript import Step, Value, values_in, with_values
+from lrp_cli.engine.lowering import Differs, Places, enter, missing, needed
+from lrp_cli.engine.transcript import Step, Value, with_values
 from lrp_cli.engine.unfolding import Stretch, Unfit, Unfolded
 
 OPTIONS = {
@@ -23,6 +22,8 @@ OPTIONS = {
     "layout_optimization": False,  # on processors it makes depthwise convolutions slow on the way back
 }
 """Inductor's options."""
+
+VIEW = torch.ops.aten.view.default
 
 Tensors = dict[Value, Any]
 """What values turned out to be: tensors, or lists of entries."""
@@ -221,7 +222,7 @@ class _Graph:
         for value in changed:
             self._nodes[value] = self._graph.call_function(torch.ops.aten.clone.default, (self._nodes[value],))
         for number, step in enumerate(steps):
-            self._add(step, may_copy=_is_free(step, steps[number + 1 :], outputs))
+            self._add(step, of_a_copy=step.function is VIEW and _is_free(step, steps[number + 1 :], outputs))
 
     def module(self, outputs: Sequence[Value], guards: Sequence[Value]) -> fx.GraphModule | None:
         """Return the module that returns these outputs and, in one tensor, the guards; None if there are none."""
@@ -235,24 +236,17 @@ class _Graph:
         return fx.GraphModule(nn.Module(), self._graph)
 
     def _as_number(self, node: fx.Node) -> fx.Node:
-        flat = self._graph.call_function(torch.ops.aten.view.default, (node, [1]))
+        flat = self._graph.call_function(VIEW, (node, [1]))
         return self._graph.call_function(torch.ops.aten._to_copy.default, (flat,), {"dtype": torch.float64})
 
-    def _add(self, step: Step, *, may_copy: bool) -> None:
+    def _add(self, step: Step, *, of_a_copy: bool) -> None:
         args, kwargs = (with_values(part, self._nodes.__getitem__) for part in (step.args, step.kwargs))
-        if step.function is torch.ops.aten.view.default and may_copy:
+        if of_a_copy:
             # Tensors may lie in memory otherwise than they did, so that there is no such view. Inductor makes no copy
             # where it needs none.
             whole = self._graph.call_function(
                 torch.ops.aten.clone.default, (args[0],), {"memory_format": torch.contiguous_format}
             )
             args = (whole, *args[1:])
-        self._enter(step.results, self._graph.call_function(step.function, args, kwargs))
-
-    def _enter(self, results: Any, made: fx.Node) -> None:
-        if isinstance(results, Value):
-            self._nodes.setdefault(results, made)
-        elif isinstance(results, (tuple, list)):
-            for place, result in enumerate(results):
-                if any(value not in self._nodes for value in values_in(result)):
-                    self._enter(result, self._graph.call_function(operator.getitem, (made, place)))
+        made = self._graph.call_function(step.function, args, kwargs)
+        enter(self._graph, self._nodes, step.results, made)

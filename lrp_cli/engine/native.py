@@ -73,9 +73,9 @@ class Compiler:
     def compile(self, plain: Function, passage: Passage, tensor: Tensor, box: Sequence[Any]) -> Code | None:
         """Return the code for a passage; None where there is none, or it does something else than ``plain``."""
         copies = [each.clone() if isinstance(each, Tensor) else each for each in box]
+        expected = plain(tensor, copies)  # so that choices are decided as they are for this input
         with self._lock, _quiet():
             try:
-                expected = plain(tensor, copies)  # so that choices are decided as they are for this input
                 code = Code(passage)
                 found = code(tensor, box)
                 if found is None or not _agree(found, expected, tensor.dtype):
@@ -104,19 +104,20 @@ class Native:
         return self._code is not None or self._attempts >= ATTEMPTS
 
     def __call__(self, tensor: Tensor, box: list[Any] | None) -> tuple[Any, ...]:
-        """Return what the function returns."""
-        code = self._found_or_made(tensor, box or [])
+        """Return what the function returns; there is no box in a forward pass."""
+        box = [] if box is None else box
+        code = self._found_or_made(tensor, box)
         if code is None:
             return self._plain(tensor, box)
         try:
-            found = code(tensor, box or [])
+            found = code(tensor, box)
         except AssertionError:  # inductor's word for tensors that lie otherwise in memory
             found = None
         if found is None:
             self._note_failure()
             return self._plain(tensor, box)
         self._failures = max(self._failures - REDEEMED, 0)
-        if box and not self._passage.is_followed:
+        if not self._passage.is_followed:
             box[:] = [None] * len(box)
         return found
 

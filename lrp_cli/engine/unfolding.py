@@ -1,4 +1,4 @@
-"""Steps with what rules decide put in its place, where they decide the same each time."""
+"""The steps of a program with the course of each choice put in its place, where the choice never varied."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -49,36 +49,30 @@ class Unfolded:
         Raises:
             Unfit: something other than a number decides, such as the size of a tensor.
         """
-        self.parts: list[Stretch | Step] = [Stretch()]
+        self._stretch = Stretch()
+        self.parts: list[Stretch | Step] = [self._stretch]
         self.names: dict[Value, Value] = {}
         self.bookings: dict[Value, list[Booking]] = {}
         self._numbers = count(-1, -1)  # those of memory are not negative
         for step in steps:
             self._add(_renamed(step, self.names))
 
-    @property
-    def _last(self) -> Stretch:
-        if isinstance(self.parts[-1], Step):
-            self.parts.append(Stretch())
-        part = self.parts[-1]
-        assert isinstance(part, Stretch)  # noqa: S101 (it was just made one)
-        return part
-
     def _add(self, step: Step) -> None:
         if step.function is chosen:
             choice: Choice = step.args[0].constant
             if choice.varies:
-                self.parts.append(step)
+                self._stretch = Stretch()
+                self.parts += [step, self._stretch]
             else:
                 self._put_in(step, choice.likeliest)
         elif not step.is_guard:
-            if any(value.memory in step.writes for value in self._last.guards):
+            if any(value.memory in step.writes for value in self._stretch.guards):
                 raise Unfit("what decided is changed in place")  # and it is looked at when all is over
-            self._last.steps.append(step)
+            self._stretch.steps.append(step)
         elif all(value.constant is not None for value in step.arguments):
             return  # it cannot turn out otherwise
         elif step.function is torch.ops.aten._local_scalar_dense.default:
-            if self._last.guards.setdefault(step.args[0], float(step.expected)) != step.expected:
+            if self._stretch.guards.setdefault(step.args[0], float(step.expected)) != step.expected:
                 raise Unfit("what decided is changed in place")
         else:
             raise Unfit(f"{step.function} decides")
@@ -93,6 +87,8 @@ class Unfolded:
             names.setdefault(inner, outer)
             if outer.memory is not None:
                 memory.setdefault(inner.memory, outer.memory)
+        if made.memory is not None:
+            memory.setdefault(course.result.memory, made.memory)  # which later steps may write into
         for inner_step in course.steps:
             for value in inner_step.made:
                 if value not in names:
