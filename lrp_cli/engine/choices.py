@@ -70,7 +70,7 @@ class Course:
         inputs: values of the tensors it worked on.
         result: value of the modified gradient of the layer's input.
         bookings: what it booked.
-        function: the steps as a function of the inputs and an empty box.
+        function: the steps as a function of a box with the inputs, which it empties once nothing is left to decide.
     """
 
     steps: Sequence[Step]
@@ -91,11 +91,20 @@ class Course:
             return None
         if missing(steps, outputs, inputs):
             return None
-        return cls(steps, inputs, result, bookings, compiled(steps, inputs, outputs))
+        places = {value: place for place, value in enumerate(inputs)}
+        function = compiled(steps, [], outputs, places, lets_go=True, is_revocable=True)
+        return cls(steps, inputs, result, bookings, function)
 
-    def __call__(self, *tensors: Tensor) -> tuple[Tensor, list[Entry]]:
-        """Return the modified gradient of the layer's input, and the entries; raises :class:`Differs`."""
-        result, *found = self.function(*tensors, None)
+    def __call__(self, tensors: list[Tensor]) -> tuple[Tensor, list[Entry]]:
+        """Return the modified gradient of the layer's input, and the entries.
+
+        Args:
+            tensors: those of the layer call; emptied.
+
+        Raises:
+            Differs: the rule takes another course; the list is as it was.
+        """
+        result, *found = self.function(tensors)
         return result, entries_of(self.bookings, found)
 
 
@@ -130,15 +139,15 @@ class Choice:
         """Whether it took several."""
         return len(self._courses) > 1
 
-    def __call__(self, *tensors: Tensor) -> tuple[Tensor, list[Entry]]:
+    def __call__(self, tensors: list[Tensor]) -> tuple[Tensor, list[Entry]]:
         """Return the modified gradient of the layer's input, and the entries.
 
         Args:
-            tensors: those of the layer call (:func:`tensors_of`).
+            tensors: those of the layer call (:func:`tensors_of`); emptied as soon as they are not needed.
         """
         for course in self._courses:
             try:
-                found = course(*tensors)
+                found = course(tensors)
             except Differs:
                 continue
             if course is not self.likeliest:
@@ -166,6 +175,6 @@ class Choice:
         return result, flow.books.booked
 
 
-def chosen(choice: Choice, *tensors: Tensor) -> tuple[Tensor, list[Entry]]:
+def chosen(choice: Choice, tensors: list[Tensor]) -> tuple[Tensor, list[Entry]]:
     """Return what a choice makes of tensors, as a function, which is what programs are made of."""
-    return choice(*tensors)
+    return choice(tensors)

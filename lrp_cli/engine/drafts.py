@@ -108,7 +108,8 @@ class Draft:
                 choice.note(course)
                 entries = Booking(None, "", Value(), 1.0)
                 self._choices[range(booked, len(flow.books.booked))] = entries
-                transcript.steps[begun:] = [Step(chosen, (Value(choice), *inputs), {}, (made, entries.sums))]
+                step = Step(chosen, (Value(choice), inputs), {}, (made, entries.sums), empties=True)
+                transcript.steps[begun:] = [step]
         return result
 
     def program(self, compiler: Compiler | None = None) -> Program | None:

@@ -27,6 +27,16 @@ def take(box: list[Any], place: int) -> Any:
     return value
 
 
+def empty(box: list[Any]) -> None:
+    """Let go of all that lies in a box."""
+    box.clear()
+
+
+def listed(values: list[Any]) -> list[Any]:
+    """Return values as a list, which whoever is given it may empty."""
+    return [*values]
+
+
 Places = dict[Value, int]
 """Where in the box a value lies."""
 
@@ -63,6 +73,7 @@ def compiled(
     places: Places | None = None,
     *,
     lets_go: bool = False,
+    is_revocable: bool = False,
 ) -> Callable[..., tuple[Any, ...]]:
     """Return a function that executes steps.
 
@@ -72,9 +83,16 @@ def compiled(
         outputs: what it returns.
         places: where in the box is what comes from earlier functions.
         lets_go: whether this function is the last one to need that.
+        is_revocable: whether it is so only once nothing can raise :class:`Differs` any more.
     """
-    lowering = _Lowering(inputs, places or {}, take if lets_go else operator.getitem)
-    for step in needed(steps, outputs):
+    lowering = _Lowering(inputs, places or {}, take if lets_go and not is_revocable else operator.getitem)
+    wanted = needed(steps, outputs)
+    undecided = max((number for number, step in enumerate(wanted, start=1) if step.is_guard), default=0)
+    for step in wanted[:undecided]:
+        lowering.add(step)
+    if lets_go and is_revocable:
+        lowering.empty_box()
+    for step in wanted[undecided:]:
         lowering.add(step)
     return lowering.function(outputs)
 
@@ -93,10 +111,18 @@ class _Lowering:
     def add(self, step: Step) -> None:
         """Add a step."""
         args, kwargs = with_values(step.args, self._node), with_values(step.kwargs, self._node)
+        if step.empties:
+            args = tuple(self._graph.call_function(listed, (arg,)) if isinstance(arg, list) else arg for arg in args)
         made = self._graph.call_function(step.function, args, kwargs)
         if step.is_guard:
             self._graph.call_function(expect, (made, step.expected))
         enter(self._graph, self._nodes, step.results, made)
+
+    def empty_box(self) -> None:
+        """Fetch all that lies in the box, and let go of it there."""
+        for value in self._places:
+            self._node(value)
+        self._graph.call_function(empty, (self._box,))
 
     def function(self, outputs: Sequence[Value]) -> Callable[..., tuple[Any, ...]]:
         """Return the graph as a function that returns these outputs."""

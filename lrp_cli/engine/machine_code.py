@@ -126,9 +126,10 @@ class _Question:
 
     def run(self, tensors: Tensors) -> bool:
         """Enter what the rule makes of tensors."""
-        choice, *arguments = (_found(value, tensors) for value in self._step.args)
+        choice, inputs = self._step.args
+        arguments = [_found(value, tensors) for value in inputs]
         versions = [tensor._version for tensor in arguments]
-        for value, made in zip(self._step.results, self._step.function(choice, *arguments), strict=True):
+        for value, made in zip(self._step.results, self._step.function(choice.constant, [*arguments]), strict=True):
             tensors[value] = made
         if versions != [tensor._version for tensor in arguments]:
             raise Differs  # what shares memory in a program may not do so here

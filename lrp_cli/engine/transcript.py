@@ -43,6 +43,7 @@ class Step:
         results: what it returns, values standing for tensors; None where it returns none.
         expected: what it has to return for the transcript to hold, where it returns no tensor.
         writes: the memory that it changes.
+        empties: whether it lets go of the tensors in the lists that it is given, as soon as it needs them no more.
     """
 
     function: Callable[..., Any]
@@ -51,6 +52,7 @@ class Step:
     results: Any
     expected: Any = None
     writes: frozenset[int] = frozenset()
+    empties: bool = False
 
     @property
     def is_guard(self) -> bool:

@@ -79,7 +79,7 @@ class Unfolded:
 
     def _put_in(self, step: Step, course: Course) -> None:
         """Put a course in the place of a choice."""
-        _, *inputs = step.args
+        _, inputs = step.args
         made, entries = step.results
         names: dict[Value, Value] = {}
         memory: defaultdict[int | None, int] = defaultdict(partial(next, self._numbers))
