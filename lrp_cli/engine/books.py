@@ -107,7 +107,7 @@ class Books:
     def book_product(self, account: Account, kind: str, values: Tensor, g: Tensor, factor: float = 1) -> None:
         """Add ``factor values g``, of one shape; nothing has no share of infinity, which is what masks hold."""
         sums = self._summed(account, g, values.expand_as(g))
-        if not bool(sums.isfinite().all()):
+        if bool(sums.isnan().any()):  # 0 times infinity
             sums = self._summed(account, torch.where(g == 0, 0.0, values * g))
         self._enter(account, kind, sums, factor)
 

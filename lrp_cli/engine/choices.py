@@ -92,7 +92,7 @@ class Course:
         if missing(steps, outputs, inputs):
             return None
         places = {value: place for place, value in enumerate(inputs)}
-        function = compiled(steps, [], outputs, places, lets_go=True, is_revocable=True)
+        function = compiled(steps, [], outputs, places, is_revocable=True)
         return cls(steps, inputs, result, bookings, function)
 
     def __call__(self, tensors: list[Tensor]) -> tuple[Tensor, list[Entry]]:

@@ -117,14 +117,16 @@ class Draft:
         if self.transcript.problem is not None or not self._standing.holds():
             return None
         makes = {self._x, *(value for step in self._forward for value in step.made)}
-        wanted = {value: None for done in self._passes.values() for value in done.missing}
+        needs = {turn: done.missing for turn, done in self._passes.items()}
+        wanted = {value: None for missed in needs.values() for value in missed}
+        needed_later = frozenset(value for (is_first, _), missed in needs.items() for value in missed if not is_first)
         kept = [value for value in wanted if value in makes]
         memo = [value for value in wanted if value not in makes]  # made by the first backward pass for the others
         places: Places = {value: place for place, value in enumerate([*kept, *memo])}
         backwards = {}
         for turn, done in self._passes.items():
             outputs = done.outputs + (memo if turn == (True, True) else [])
-            passage = Passage(done.steps, done.seed, outputs, places, is_followed=turn[1])
+            passage = Passage(done.steps, done.seed, outputs, places, needed_later if turn[1] else frozenset())
             backwards[turn] = Backward(_function(passage, compiler), done.bookings)
         forward = _function(Passage(self._forward, self._x, [self._logits, *kept], {}), compiler)
         return Program(self._standing, self._circumstances, forward, backwards)
@@ -136,5 +138,5 @@ class Draft:
 
 
 def _function(passage: Passage, compiler: Compiler | None) -> Callable[..., tuple[Any, ...]]:
-    plain = compiled(passage.steps, [passage.input], passage.outputs, passage.places, lets_go=not passage.is_followed)
+    plain = compiled(passage.steps, [passage.input], passage.outputs, passage.places, spared=passage.spared)
     return plain if compiler is None else compiler.function(plain, passage)

@@ -78,6 +78,14 @@ class Flow:
         """Return R_j / z_j, shape of y; made in the place of z where that is scratch, which spares fresh memory."""
         return (torch.div(self.out, z, out=z) if is_scratch else self.out / z).mul_(self.g)
 
+    def relevance_by(self, name: str, ratio: Callable[[], Tensor]) -> Tensor:
+        """Return R_j / z_j, shape of y, where ``ratio`` makes a new tensor of out_j / z_j.
+
+        That is kept for further targets, under a name: neither ``out`` nor z is needed for them any more.
+        """
+        kept = self.once(name, ratio)
+        return kept.mul_(self.g) if self.is_last else kept * self.g
+
     def book(self, kind: str, relevance: Tensor, factor: Tensor | None = None, *, times: float = 1) -> None:
         """Book relevance (any shape, batch first), times a factor that broadcasts, under a kind of absorption."""
         self.books.book(self.account, kind, relevance, factor, times=times)
@@ -139,10 +147,7 @@ class Contributions:
     offset: Tensor | None
 
     def sum(self) -> Tensor:
-        """Return their sum for each output with the offset, shape of y."""
-        return self.flow.once(f"sum of {self.with_positive_x}", self._sum)
-
-    def _sum(self) -> Tensor:
+        """Return their sum for each output with the offset, shape of y: a new tensor."""
         layer, x = self.flow.map, self.flow.x
         if self.flow.is_non_negative:
             return layer.apply(x, layer.transformed(self.with_positive_x), self.offset)

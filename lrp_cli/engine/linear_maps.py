@@ -197,7 +197,7 @@ class Convolution(LinearMap):
     def _pull(self, s: Tensor, weight: Tensor, x: Tensor) -> Tensor:
         pulled: Tensor = torch.ops.aten.convolution_backward.default(
             s,
-            x,  # only its shape is read: no gradient of the weight is asked for
+            _in_place_of(x, s),
             weight,
             None,
             self.stride,
@@ -254,6 +254,16 @@ class Scaling(LinearMap):
     @property
     def fan_in(self) -> int:
         return 1
+
+
+def _in_place_of(x: Tensor, s: Tensor) -> Tensor:
+    """Return a tensor of x's layout where only that is read: of memory of s, if that is enough, which lets x go.
+
+    Torch asks for the input of a convolution even where no gradient of the weight is wanted.
+    """
+    if s.numel() < x.numel() or not (s.is_contiguous() and x.is_contiguous()):
+        return x
+    return s.as_strided(x.shape, x.stride(), s.storage_offset())
 
 
 def _sums_of_planes(s: Tensor, samples: int) -> Tensor:

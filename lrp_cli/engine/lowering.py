@@ -1,7 +1,7 @@
 """Steps of a transcript as one function, by way of ``torch.fx``, which lets go of each tensor after its last use."""
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -72,7 +72,7 @@ def compiled(
     outputs: Sequence[Value],
     places: Places | None = None,
     *,
-    lets_go: bool = False,
+    spared: Set[Value] = frozenset(),
     is_revocable: bool = False,
 ) -> Callable[..., tuple[Any, ...]]:
     """Return a function that executes steps.
@@ -82,15 +82,16 @@ def compiled(
         inputs: its arguments but the last one, which is the box.
         outputs: what it returns.
         places: where in the box is what comes from earlier functions.
-        lets_go: whether this function is the last one to need that.
-        is_revocable: whether it is so only once nothing can raise :class:`Differs` any more.
+        spared: what in the box others need afterwards; all else is let go of.
+        is_revocable: whether that is so only once nothing can raise :class:`Differs` any more; then nothing is spared.
     """
-    lowering = _Lowering(inputs, places or {}, take if lets_go and not is_revocable else operator.getitem)
+    places = places or {}
+    lowering = _Lowering(inputs, places, {*places} if is_revocable else spared)
     wanted = needed(steps, outputs)
     undecided = max((number for number, step in enumerate(wanted, start=1) if step.is_guard), default=0)
     for step in wanted[:undecided]:
         lowering.add(step)
-    if lets_go and is_revocable:
+    if is_revocable:
         lowering.empty_box()
     for step in wanted[undecided:]:
         lowering.add(step)
@@ -100,8 +101,8 @@ def compiled(
 class _Lowering:
     """Makes a graph of steps."""
 
-    def __init__(self, inputs: Sequence[Value], places: Places, fetch: Callable[[list[Any], int], Any]) -> None:
-        self._graph, self._places, self._fetch = fx.Graph(), places, fetch
+    def __init__(self, inputs: Sequence[Value], places: Places, spared: Set[Value]) -> None:
+        self._graph, self._places, self._spared = fx.Graph(), places, spared
         self._constants: dict[str, Any] = {}
         self._nodes: dict[Value, fx.Node] = {}
         for number, value in enumerate(inputs):
@@ -140,7 +141,8 @@ class _Lowering:
                 self._constants[name] = value.constant
                 self._nodes[value] = self._graph.create_node("get_attr", name)
             else:
-                self._nodes[value] = self._graph.call_function(self._fetch, (self._box, self._places[value]))
+                fetch = operator.getitem if value in self._spared else take
+                self._nodes[value] = self._graph.call_function(fetch, (self._box, self._places[value]))
         return self._nodes[value]
 
 

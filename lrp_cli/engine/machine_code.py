@@ -38,14 +38,14 @@ class Passage:
         input: stands for the tensor.
         outputs: what the function returns.
         places: where in the box other tensors lie.
-        is_followed: whether other functions need what lies in the box afterwards.
+        spared: what in the box other functions need afterwards.
     """
 
     steps: Sequence[Step]
     input: Value
     outputs: Sequence[Value]
     places: Places
-    is_followed: bool = False
+    spared: frozenset[Value] = frozenset()
 
 
 class Code:
@@ -67,7 +67,7 @@ class Code:
             for inner in ([value] if bookings is None else values_of(bookings))
         }
         self._strides: list[tuple[int, ...] | None] = [None] * len(self._outputs)
-        kept = {value.memory for value in passage.places} if passage.is_followed else set[int | None]()
+        kept = {value.memory for value in passage.spared}
         needs = [part.arguments for part in unfolded.parts]
         self._parts: list[tuple[_Piece | _Question, set[Value]]] = []
         for place, part in enumerate(unfolded.parts, start=1):

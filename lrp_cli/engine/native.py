@@ -117,8 +117,9 @@ class Native:
             self._note_failure()
             return self._plain(tensor, box)
         self._failures = max(self._failures - REDEEMED, 0)
-        if not self._passage.is_followed:
-            box[:] = [None] * len(box)
+        for value, place in self._passage.places.items():
+            if value not in self._passage.spared and place < len(box):
+                box[place] = None
         return found
 
     def _found_or_made(self, tensor: Tensor, box: list[Any]) -> Code | None:

@@ -12,6 +12,7 @@ Sources
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -45,27 +46,55 @@ class Rule(ABC):
         """Return g_i, shape of x, with R_i = x_i g_i, and book what is absorbed."""
 
 
-def _shared_out(flow: Flow, z: Tensor, stabiliser: float, *, factor: float = 1.0, is_sure: bool = False) -> Tensor:
+@dataclass(frozen=True)
+class _Shares:
+    """By what an output's relevance is shared out among contributions of one sign.
+
+    Attributes:
+        ratio: out_j / z_j, shape of y; zero where z holds nothing but its stabiliser.
+        rest: out_j where that is so, and zero elsewhere; None where it is so nowhere.
+    """
+
+    ratio: Tensor
+    rest: Tensor | None
+
+
+def _shares(flow: Flow, z: Tensor, stabiliser: float, *, is_sure: bool) -> _Shares:
+    """Return the shares; arguments as those of :func:`_shared_out`; z is overwritten."""
+    if is_sure or not bool(z.amin() <= stabiliser if stabiliser >= 0 else z.amax() >= stabiliser):
+        return _Shares(torch.div(flow.out, z, out=z), None)
+    if stabiliser >= 0:
+        shared = where_above(flow.out, z, stabiliser)
+        rest = flow.out - shared
+    else:  # the stabiliser alone counts as above, too
+        rest = where_above(flow.out, z, stabiliser * (1 + torch.finfo(z.dtype).eps))
+        shared = flow.out - rest
+    return _Shares(shared.div_(z) if stabiliser else per_unit(shared, z), rest)
+
+
+def _shared_out(
+    flow: Flow,
+    name: str,
+    z: Callable[[], Tensor],
+    stabiliser: float,
+    *,
+    factor: float = 1.0,
+    is_sure: bool = False,
+) -> Tensor:
     """Return ``R / z``, shape of y; where z holds nothing but its stabiliser, zero, and it is all absorbed.
 
     Args:
         flow: the layer call.
-        z: the sum of contributions of one sign, stabiliser included; from the memo.
+        name: under which what does not depend on the target is kept.
+        z: makes the sum of contributions of one sign, stabiliser included: a new tensor.
         stabiliser: what was added to z; its sign is the sign of the contributions.
         factor: times what relevance is booked.
         is_sure: whether z is known to hold more than the stabiliser wherever relevance arrives.
     """
-    if is_sure or not bool(z.amin() <= stabiliser if stabiliser >= 0 else z.amax() >= stabiliser):
-        return flow.relevance_over(z, is_scratch=flow.is_last)
-    relevance = flow.relevance
-    if stabiliser >= 0:
-        distributed = where_above(relevance, z, stabiliser)
-        absorbed = relevance.sub_(distributed)
-    else:  # the stabiliser alone counts as above, too
-        absorbed = where_above(relevance, z, stabiliser * (1 + torch.finfo(z.dtype).eps))
-        distributed = relevance.sub_(absorbed)
-    flow.book(EPSILON, absorbed, times=factor)
-    return distributed.div_(z) if stabiliser else per_unit(distributed, z)
+    shares = flow.once(name, lambda: _shares(flow, z(), stabiliser, is_sure=is_sure))
+    if shares.rest is not None:
+        flow.book(EPSILON, shares.rest, flow.g, times=factor)
+    return shares.ratio.mul_(flow.g) if flow.is_last else shares.ratio * flow.g
 
 
 def _offset(flow: Flow, bias: Tensor | None, stabiliser: float) -> Tensor:
@@ -214,7 +243,8 @@ def _by_sign(flow: Flow, alpha: float, beta: float, stabiliser: float, use_bias:
 
     def hand_down(factor: float, contributions: Contributions, part: Tensor | None, stabiliser: float) -> Tensor:
         is_sure = is_positive and stabiliser > 0  # z > 0, so z+ > 0
-        s = _shared_out(flow, contributions.sum(), stabiliser, factor=factor, is_sure=is_sure)
+        name = contributions.with_positive_x
+        s = _shared_out(flow, name, contributions.sum, stabiliser, factor=factor, is_sure=is_sure)
         shares: dict[str, Tensor | float] = {EPSILON: stabiliser}
         flow.book_shares(s, _times(factor, shares if part is None else shares | {BIAS: part}))
         return contributions.pull(s)
@@ -301,9 +331,13 @@ class Gamma(Rule):
         layer, weight = flow.map, flow.map.with_gain(self.gamma)
         favoured = None if bias is None else bias + self.gamma * bias.clamp(min=0)
         offset = _offset(flow, favoured, self.stabiliser)
-        # Inactive outputs may be anything, zero included; active ones are larger than the stabiliser.
-        z = flow.once("gamma", lambda: layer.apply(flow.x, weight, offset).clamp_(min=self.stabiliser))
-        s = flow.relevance_over(z, is_scratch=flow.is_last)
+
+        def ratio() -> Tensor:
+            # Inactive outputs may be anything, zero included; active ones are larger than the stabiliser.
+            z = layer.apply(flow.x, weight, offset).clamp_(min=self.stabiliser)
+            return torch.div(flow.out, z, out=z)
+
+        s = flow.relevance_by("gamma", ratio)
         shares: dict[str, Tensor | float] = {EPSILON: self.stabiliser}
         flow.book_shares(s, shares if favoured is None else shares | {BIAS: favoured})
         return layer.pull(s, weight, flow.x)
@@ -313,8 +347,12 @@ class Gamma(Rule):
         z = flow.y if self.use_bias else flow.total
         half = self.gamma / 2
         size = None if bias is None else bias.abs()
-        size_of_z = flow.once("gamma", lambda: self._denominator(flow, z, size))
-        relative = flow.relevance_over(size_of_z, is_scratch=flow.is_last)
+
+        def ratio() -> Tensor:
+            size_of_z = self._denominator(flow, z, size)
+            return torch.div(flow.out, size_of_z, out=size_of_z)
+
+        relative = flow.relevance_by("gamma", ratio)
         s = relative if flow.is_positive(use_bias=self.use_bias) else relative * z.sign()
         shares: dict[str, Tensor | float] = {EPSILON: self.stabiliser}
         if bias is not None and size is not None:
@@ -367,8 +405,7 @@ class WSquare(Rule):
 def _spread_by_weight(flow: Flow, transform: str, stabiliser: float) -> Tensor:
     layer, weight = flow.map, flow.map.transformed(transform)
     offset = _offset(flow, None, stabiliser)
-    total = flow.once(transform, lambda: layer.apply(is_not_zero(flow.x), weight, offset))
-    s = _shared_out(flow, total, stabiliser)
+    s = _shared_out(flow, transform, lambda: layer.apply(is_not_zero(flow.x), weight, offset), stabiliser)
     flow.book_shares(s, {EPSILON: stabiliser})
     return per_unit(layer.pull(s, weight, flow.x), flow.x)
 
@@ -398,7 +435,7 @@ class ZBox(Rule):
         def above_the_least() -> Tensor:
             return flow.total - layer.apply(low, positive) - layer.apply(high, negative) + self.stabiliser
 
-        s = _shared_out(flow, flow.once("box", above_the_least), self.stabiliser)
+        s = _shared_out(flow, "box", above_the_least, self.stabiliser)
         flow.book_shares(s, {EPSILON: self.stabiliser})
         received = x * layer.hand_down(s, x)
         received = received - low * layer.pull(s, positive, x) - high * layer.pull(s, negative, x)

@@ -16,6 +16,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lrp_cli.engine.standing import is_plain
 from lrp_cli.engine.tracking import tensors_in, with_tensors
 
+ONLY_SHAPE = {
+    torch.ops.aten.max_pool2d_with_indices_backward.default: 1,
+    torch.ops.aten.max_pool3d_with_indices_backward.default: 1,
+    torch.ops.aten.avg_pool2d_backward.default: 1,
+    torch.ops.aten.avg_pool3d_backward.default: 1,
+    torch.ops.aten._adaptive_avg_pool2d_backward.default: 1,
+    torch.ops.aten._adaptive_avg_pool3d_backward.default: 1,
+}
+"""Operations that read nothing but the shape of an argument: its place."""
+
 SMALL = 2**16
 """Up to so many entries what is made of constants alone is kept, and not made anew each time."""
 
@@ -186,7 +196,10 @@ class Transcript(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not all(map(self._is_plain, tensors_in((args, kwargs)))):
             return None
         written = frozenset(self._note_writes(func, args, kwargs)) if func._schema.is_mutable else frozenset[int]()
-        return with_tensors(args, self.value), with_tensors(kwargs, self.value), written
+        values = with_tensors(args, self.value)
+        if func in ONLY_SHAPE:
+            values = _with_stand_in(values, ONLY_SHAPE[func], args)
+        return values, with_tensors(kwargs, self.value), written
 
     def _enter(self, func: Any, args: Any, kwargs: Any, written: frozenset[int], out: Any) -> None:
         tensors = tensors_in(out)
@@ -232,6 +245,15 @@ class Transcript(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 memory.is_constant = memory.is_folded = False  # it is made anew each time, after all
                 for value in memory.values.values():
                     value.constant = None
+
+
+def _with_stand_in(values: Any, place: int, args: Any) -> Any:
+    """Return the values of arguments with one that is of the shape of the argument and holds nothing, at a place."""
+    tensor: Tensor = args[place]
+    if not tensor.is_contiguous():
+        return values
+    hollow = torch.full((), torch.nan, dtype=tensor.dtype, device=tensor.device).expand(tensor.shape)
+    return *values[:place], Value(hollow), *values[place + 1 :]
 
 
 def shape_of(tensor: Tensor) -> torch.Size:

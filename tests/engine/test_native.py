@@ -369,7 +369,7 @@ def test_inputs_are_not_changed_in_place() -> None:
     assert Code(task)(x, []) == (8,)
     assert x.tolist() == [1, 1, 1, 1]
     with pytest.raises(Unfit, match="changed in place"):
-        Code(replace(task, is_followed=True, places={task.input: 0}))
+        Code(replace(task, spared=frozenset({task.input}), places={task.input: 0}))
 
 
 def changed_and_asked_again(x: Tensor) -> Tensor:

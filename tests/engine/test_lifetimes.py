@@ -1,0 +1,133 @@
+"""How much memory the tensors of an explanation take at once, in bytes: exact, and the same on every machine."""
+
+from collections.abc import Callable
+from typing import Any
+from weakref import finalize
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lrp_cli.engine import library
+from lrp_cli.engine.tracking import tensors_in
+from lrp_cli.engine.transcript import ONLY_SHAPE
+from lrp_cli.explainer import Explainer
+
+BOUNDS = ((-2.2, -2.1, -1.9), (2.3, 2.5, 2.7))
+UNTIL_THEN = 3
+"""After so many explanations there is a program that has all passes: a plan, the first draft, and what was missing."""
+
+
+class Alive(TorchDispatchMode):
+    """Adds up the memory of the tensors that were made and are still there.
+
+    Attributes:
+        peak: the most there was at once, in bytes.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._sizes: dict[int, int] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Execute an operation, and count what it made."""
+        out = func(*args, **(kwargs or {}))
+        given = {tensor.untyped_storage()._cdata for tensor in tensors_in((args, kwargs or {}))}
+        for tensor in tensors_in(out):
+            storage = tensor.untyped_storage()
+            if storage._cdata not in given and storage._cdata not in self._sizes:
+                self._sizes[storage._cdata] = storage.nbytes()
+                finalize(storage, self._sizes.pop, storage._cdata)
+        self.peak = max(self.peak, sum(self._sizes.values()))
+        return out
+
+
+def peak(run: Callable[[], object]) -> int:
+    """Return the most memory that tensors made by a call take at once."""
+    with Alive() as alive:
+        run()
+    return alive.peak
+
+
+def network() -> nn.Sequential:
+    """Return a network in which activations of a few sizes take most of the memory, as in vgg16."""
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for inputs, outputs in ((3, 8), (8, 16), (16, 32)):
+        layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU(inplace=True)]
+        layers += [nn.Conv2d(outputs, outputs, 3, padding=1), nn.ReLU(inplace=True), nn.MaxPool2d(2)]
+    return (
+        nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(512, 10)).eval().requires_grad_(False)
+    )
+
+
+NETWORK, X = network(), torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+def gradient_times_input() -> Tensor:
+    """Return what explanations are compared with."""
+    x = X.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(NETWORK(x)[:, 0].sum(), x)
+    return X * gradient
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have programs made as soon as there is a plan that held."""
+    monkeypatch.setattr(library, "AFTER", 1)
+
+
+@pytest.mark.parametrize(
+    ("config", "at_most"),
+    [
+        ("epsilon", 1.1),
+        ("epsilon-plus", 1.2),
+        ("epsilon-plus-flat", 1.2),
+        ("epsilon-gamma-box", 1.3),
+        ("epsilon-alpha2-beta1", 1.3),
+        ("epsilon-alpha2-beta1-flat", 1.3),
+    ],
+)
+def test_an_explanation_takes_little_more_than_a_gradient(config: str, at_most: float) -> None:
+    explainer = Explainer(NETWORK, config, bounds=BOUNDS)
+    for _ in range(UNTIL_THEN):
+        explainer.explain(X)
+    assert peak(lambda: explainer.explain(X, 0)) <= at_most * peak(gradient_times_input)
+
+
+@pytest.mark.parametrize("config", ["epsilon", "epsilon-plus-flat", "epsilon-gamma-box"])
+def test_several_targets_share_one_tensor_a_layer(config: str) -> None:
+    explainer = Explainer(NETWORK, config, bounds=BOUNDS)
+
+    def explain() -> None:
+        forward = explainer.forward(X)
+        for target in range(5):
+            forward.explain(target, keep=target < 4)
+
+    for _ in range(UNTIL_THEN):
+        explain()
+    assert peak(explain) <= 1.5 * peak(gradient_times_input)
+
+
+@pytest.mark.parametrize("operation", ONLY_SHAPE, ids=lambda operation: operation.name())
+def test_operations_that_read_the_shape_of_an_argument_alone(operation: Any) -> None:
+    """Each is called as torch calls it, with its argument as it is and with one that holds nothing."""
+    called: list[tuple[Any, Any, Tensor]] = []
+
+    class Noting(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **(kwargs or {}))
+            if func is operation:
+                called.append((args, kwargs or {}, out))
+            return out
+
+    name = operation.overloadpacket.__name__.removeprefix("_").removesuffix("_backward").removesuffix("_with_indices")
+    x = torch.randn(2, 3, *[8] * (3 if "3d" in name else 2), requires_grad=True)
+    with Noting():
+        getattr(nn.functional, name)(x, 3).square().sum().backward()
+    ((args, kwargs, out),) = called
+    hollow = torch.full((), torch.nan).expand(x.shape)
+    place = ONLY_SHAPE[operation]
+    assert torch.equal(operation(*args[:place], hollow, *args[place + 1 :], **kwargs), out)
