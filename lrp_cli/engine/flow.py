@@ -78,13 +78,12 @@ class Flow:
         """Return R_j / z_j, shape of y; made in the place of z where that is scratch, which spares fresh memory."""
         return (torch.div(self.out, z, out=z) if is_scratch else self.out / z).mul_(self.g)
 
-    def relevance_by(self, name: str, ratio: Callable[[], Tensor]) -> Tensor:
-        """Return R_j / z_j, shape of y, where ``ratio`` makes a new tensor of out_j / z_j.
+    def times_g(self, ratio: Tensor) -> Tensor:
+        """Return R_j / z_j, shape of y, of ``ratio``, out_j / z_j: a tensor from the memo.
 
-        That is kept for further targets, under a name: neither ``out`` nor z is needed for them any more.
+        Further targets take the ratio again, and neither ``out`` nor z; for the last one it is overwritten.
         """
-        kept = self.once(name, ratio)
-        return kept.mul_(self.g) if self.is_last else kept * self.g
+        return ratio.mul_(self.g) if self.is_last else ratio * self.g
 
     def book(self, kind: str, relevance: Tensor, factor: Tensor | None = None, *, times: float = 1) -> None:
         """Book relevance (any shape, batch first), times a factor that broadcasts, under a kind of absorption."""
@@ -105,10 +104,24 @@ class Flow:
 
     def once(self, name: str, compute: Callable[[], Value]) -> Value:
         """Return what ``compute`` makes of x and y, computed once for all targets of a forward pass."""
-        if name not in self.memo:
-            self.memo[name] = compute()
-        value: Value = self.memo[name]
+        value: Value = self.memo.pop(name) if name in self.memo else compute()
+        if not self.is_last:
+            self.memo[name] = value
         return value
+
+    def hand_down(self, s: Tensor) -> Tensor:
+        """Return sum_j w_ij s_j, shape of x, once the rule needs the outputs no more."""
+        self._let_outputs_go()
+        return self.map.hand_down(s, self.x)
+
+    def pull(self, s: Tensor, weight: Tensor) -> Tensor:
+        """Return the same with another weight."""
+        self._let_outputs_go()
+        return self.map.pull(s, weight, self.x)
+
+    def _let_outputs_go(self) -> None:
+        if self.is_last:
+            self.z = self.out = self.out.new_empty(0)
 
     @property
     def total(self) -> Tensor:
@@ -126,7 +139,7 @@ class Flow:
 
     def by_size(self, s: Tensor) -> Tensor:
         """Return ``sign(x_i) sum_j |w_ij| s_j``, shape of x."""
-        pulled = self.map.pull(s, self.map.transformed("absolute"), self.x)
+        pulled = self.pull(s, self.map.transformed("absolute"))
         return pulled if self.is_non_negative else pulled.mul_(self.x.sign())
 
 

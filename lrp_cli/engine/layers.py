@@ -144,27 +144,25 @@ class LayerCall:
             y = self.output() if rule.needs_output == OutputUse.WHOLE else out
         else:
             y = self.output()
-        handed_on = self.run.propagate(
-            rule,
-            Flow(
-                map=self.map,
-                x=self.x,
-                z=y,
-                out=y if out is None else out,
-                g=g,
-                books=self.run.books,
-                account=self.account,
-                bounds=self.bounds,
-                memo=self._memo,
-                is_non_negative=self.is_non_negative,
-                is_activated=activation is not None,
-                is_rectified=is_rectified,
-                is_last=not self.run.keeps,
-            ),
+        flow = Flow(
+            map=self.map,
+            x=self.x,
+            z=y,
+            out=y if out is None else out,
+            g=g,
+            books=self.run.books,
+            account=self.account,
+            bounds=self.bounds,
+            memo=self._memo,
+            is_non_negative=self.is_non_negative,
+            is_activated=activation is not None,
+            is_rectified=is_rectified,
+            is_last=not self.run.keeps,
         )
         if not self.run.keeps:
             self._release()
-        return handed_on
+        del y, out  # the rule lets go of them when it needs them no more
+        return self.run.propagate(rule, flow)
 
     def _release(self) -> None:
         """Free what was kept: no further target follows."""
@@ -271,7 +269,10 @@ class ActivatedNode(torch.autograd.Function):
         (g,) = gradients
         g_x = g_z = None
         if g is not None and ctx.is_alone() and ctx.call.holds:
-            g_x = ctx.call.propagate(g, ctx.activation, ctx.out)
+            out = [ctx.out]  # not a variable, which would hold it until the rule is done
+            if not ctx.call.run.keeps:
+                ctx.out = None
+            g_x = ctx.call.propagate(g, ctx.activation, out.pop())
         elif g is not None:
             g_z = per_unit(g * ctx.out, ctx.call.output())
         return g_x, g_z, *(None,) * 4

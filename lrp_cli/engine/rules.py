@@ -46,30 +46,14 @@ class Rule(ABC):
         """Return g_i, shape of x, with R_i = x_i g_i, and book what is absorbed."""
 
 
-@dataclass(frozen=True)
-class _Shares:
-    """By what an output's relevance is shared out among contributions of one sign.
+def _divided(flow: Flow, z: Tensor, stabiliser: float, *, is_sure: bool) -> tuple[Tensor, bool]:
+    """Return out / z in the place of z, and True; z as it is and False if somewhere it is nothing but its stabiliser.
 
-    Attributes:
-        ratio: out_j / z_j, shape of y; zero where z holds nothing but its stabiliser.
-        rest: out_j where that is so, and zero elsewhere; None where it is so nowhere.
+    Arguments as those of :func:`_shared_out`.
     """
-
-    ratio: Tensor
-    rest: Tensor | None
-
-
-def _shares(flow: Flow, z: Tensor, stabiliser: float, *, is_sure: bool) -> _Shares:
-    """Return the shares; arguments as those of :func:`_shared_out`; z is overwritten."""
     if is_sure or not bool(z.amin() <= stabiliser if stabiliser >= 0 else z.amax() >= stabiliser):
-        return _Shares(torch.div(flow.out, z, out=z), None)
-    if stabiliser >= 0:
-        shared = where_above(flow.out, z, stabiliser)
-        rest = flow.out - shared
-    else:  # the stabiliser alone counts as above, too
-        rest = where_above(flow.out, z, stabiliser * (1 + torch.finfo(z.dtype).eps))
-        shared = flow.out - rest
-    return _Shares(shared.div_(z) if stabiliser else per_unit(shared, z), rest)
+        return torch.div(flow.out, z, out=z), True
+    return z, False
 
 
 def _shared_out(
@@ -91,10 +75,18 @@ def _shared_out(
         factor: times what relevance is booked.
         is_sure: whether z is known to hold more than the stabiliser wherever relevance arrives.
     """
-    shares = flow.once(name, lambda: _shares(flow, z(), stabiliser, is_sure=is_sure))
-    if shares.rest is not None:
-        flow.book(EPSILON, shares.rest, flow.g, times=factor)
-    return shares.ratio.mul_(flow.g) if flow.is_last else shares.ratio * flow.g
+    kept, is_ratio = flow.once(name, lambda: _divided(flow, z(), stabiliser, is_sure=is_sure))
+    if is_ratio:
+        return flow.times_g(kept)
+    relevance = flow.relevance
+    if stabiliser >= 0:
+        distributed = where_above(relevance, kept, stabiliser)
+        absorbed = relevance.sub_(distributed)
+    else:  # the stabiliser alone counts as above, too
+        absorbed = where_above(relevance, kept, stabiliser * (1 + torch.finfo(kept.dtype).eps))
+        distributed = relevance.sub_(absorbed)
+    flow.book(EPSILON, absorbed, times=factor)
+    return distributed.div_(kept) if stabiliser else per_unit(distributed, kept)
 
 
 def _offset(flow: Flow, bias: Tensor | None, stabiliser: float) -> Tensor:
@@ -118,7 +110,7 @@ class LRP0(Rule):
         g = per_unit(flow.relevance, flow.y) if flow.is_activated else flow.g
         if flow.map.bias is not None:
             flow.book_shares(g, {BIAS: flow.map.bias})
-        return flow.map.hand_down(g, flow.x)
+        return flow.hand_down(g)
 
 
 @dataclass(frozen=True)
@@ -143,14 +135,20 @@ class Epsilon(Rule):
         return OutputUse.WHOLE if self.relative else OutputUse.ACTIVE
 
     def propagate(self, flow: Flow) -> Tensor:
-        bias = flow.map.bias if self.use_bias else None
+        shares: dict[str, Tensor | float] = {}
         if flow.is_rectified and self.use_bias and not self.relative:
             s = flow.relevance_over(flow.y + self.epsilon, is_scratch=True)
-            flow.book_shares(s, {EPSILON: self.epsilon} if bias is None else {EPSILON: self.epsilon, BIAS: bias})
-            return flow.map.hand_down(s, flow.x)
-        if self.use_bias and not flow.is_activated:
-            return self._of_output(flow, bias)
-        # R_j / (z_j + epsilon sign(z_j)) is R_j / (|z_j| + epsilon), with the sign of z_j.
+            shares[EPSILON] = self.epsilon
+        else:
+            s = self._of_output(flow) if self.use_bias and not flow.is_activated else self._of_sum(flow)
+        if self.use_bias and flow.map.bias is not None:
+            shares[BIAS] = flow.map.bias
+        if shares:
+            flow.book_shares(s, shares)
+        return flow.hand_down(s)
+
+    def _of_sum(self, flow: Flow) -> Tensor:
+        """Return s_j = R_j / (z_j + epsilon sign(z_j)): R_j / (|z_j| + epsilon), with the sign of z_j."""
         z = flow.z if self.use_bias else flow.total
         epsilon = self._scale(z)
         ratio = flow.relevance_over(z.abs().add_(epsilon), is_scratch=True)
@@ -160,13 +158,10 @@ class Epsilon(Rule):
             flow.book_shares(ratio, {EPSILON: epsilon})
         # sign(0) = +1 matters only where the relevance of an output of zero is not zero: where its bias is left out.
         sign = z.sign() if self.use_bias else z.sign().add_(0.5).sign_()
-        s = sign.mul_(ratio)
-        if bias is not None:
-            flow.book_shares(s, {BIAS: bias})
-        return flow.map.hand_down(s, flow.x)
+        return sign.mul_(ratio)
 
-    def _of_output(self, flow: Flow, bias: Tensor | None) -> Tensor:
-        """Where the relevance arrives at z_j itself, R_j sign(z_j) is |z_j| g_j, and the sign need not be known."""
+    def _of_output(self, flow: Flow) -> Tensor:
+        """Return s_j where the relevance arrives at z_j itself: R_j sign(z_j) is |z_j| g_j, whatever the sign."""
         size, epsilon = flow.z.abs(), self._scale(flow.z)
         denominator = size + epsilon
         ratio = torch.div(flow.g, denominator, out=denominator)
@@ -174,10 +169,7 @@ class Epsilon(Rule):
         flow.books.book_product(
             flow.account, EPSILON, flow.z, absorbed, 1.0 if isinstance(epsilon, Tensor) else epsilon
         )
-        s = ratio.mul_(size)
-        if bias is not None:
-            flow.book_shares(s, {BIAS: bias})
-        return flow.map.hand_down(s, flow.x)
+        return ratio.mul_(size)
 
     def _scale(self, z: Tensor) -> Tensor | float:
         if not self.relative:
@@ -235,9 +227,8 @@ def _by_sign(flow: Flow, alpha: float, beta: float, stabiliser: float, use_bias:
     bias, is_positive = flow.map.bias if use_bias else None, flow.is_positive(use_bias=use_bias)
     # Non-negative inputs take one product with w+ as it is; inputs of both signs would take two.
     if beta or not flow.is_non_negative:
-        z = flow.y if use_bias else flow.total
         offset = _offset(flow, None if bias is None else bias.abs(), 2 * stabiliser)
-        found = halves(flow, z, offset, both=bool(beta), is_positive=is_positive)
+        found = halves(flow, flow.y if use_bias else flow.total, offset, both=bool(beta), is_positive=is_positive)
         if found is not None:
             return _by_halves(flow, found, alpha, beta, stabiliser, bias)
 
@@ -271,14 +262,11 @@ def _by_halves(flow: Flow, found: Halves, alpha: float, beta: float, stabiliser:
     if found.negative is None:
         both = difference = flow.relevance_over(found.positive, is_scratch=flow.is_last)
     else:
-        relevance = flow.relevance
-        difference = torch.div(relevance, found.positive, out=found.positive if flow.is_last else None)
-        both = torch.addcdiv(difference, relevance, found.negative, value=-beta / alpha)
-        difference.addcdiv_(relevance, found.negative, value=beta / alpha)
+        both, difference = _sum_and_difference(flow, found.positive, found.negative, beta / alpha)
     # (z + A) s+ holds twice the share of b+ and of the stabiliser, (z - A) s- that of b- and of minus the stabiliser.
     if bias is not None:
         flow.book_shares(both, _times(alpha, {BIAS: bias} if found.is_precise else {BIAS: bias, EPSILON: -bias}))
-    pulled = flow.map.hand_down(both, flow.x).add_(flow.by_size(difference))
+    pulled = flow.hand_down(both).add_(flow.by_size(difference))
     if alpha != 1:
         pulled.mul_(alpha)
     shares: dict[str, Tensor | float] = {}
@@ -291,6 +279,14 @@ def _by_halves(flow: Flow, found: Halves, alpha: float, beta: float, stabiliser:
     if shares:
         flow.book_shares(difference, _times(alpha, shares))
     return pulled
+
+
+def _sum_and_difference(flow: Flow, positive: Tensor, negative: Tensor, factor: float) -> tuple[Tensor, Tensor]:
+    """Return s+ + s- and s+ - s-, where s+ = R / positive and s- = -factor R / negative, all of shape y."""
+    relevance, is_scratch = flow.relevance, flow.is_last
+    s = torch.div(relevance, positive, out=positive if is_scratch else None)
+    difference = torch.addcdiv(s, relevance, negative, value=factor, out=negative if is_scratch else None)
+    return torch.lerp(difference, s, 2.0, out=s), difference  # 2 s+ - (s+ - s-)
 
 
 def _times(factor: float, shares: dict[str, Tensor | float]) -> dict[str, Tensor | float]:
@@ -337,10 +333,10 @@ class Gamma(Rule):
             z = layer.apply(flow.x, weight, offset).clamp_(min=self.stabiliser)
             return torch.div(flow.out, z, out=z)
 
-        s = flow.relevance_by("gamma", ratio)
+        s = flow.times_g(flow.once("gamma", ratio))
         shares: dict[str, Tensor | float] = {EPSILON: self.stabiliser}
         flow.book_shares(s, shares if favoured is None else shares | {BIAS: favoured})
-        return layer.pull(s, weight, flow.x)
+        return flow.pull(s, weight)
 
     def _on_both_sides(self, flow: Flow, bias: Tensor | None) -> Tensor:
         # The output's sign and the denominator come from the same z: with the bias in both, or in neither.
@@ -352,14 +348,14 @@ class Gamma(Rule):
             size_of_z = self._denominator(flow, z, size)
             return torch.div(flow.out, size_of_z, out=size_of_z)
 
-        relative = flow.relevance_by("gamma", ratio)
+        relative = flow.times_g(flow.once("gamma", ratio))
         s = relative if flow.is_positive(use_bias=self.use_bias) else relative * z.sign()
         shares: dict[str, Tensor | float] = {EPSILON: self.stabiliser}
         if bias is not None and size is not None:
             flow.book_shares(s, {BIAS: (1 + half) * bias})
             shares = shares | {BIAS: half * size}
         flow.book_shares(relative, shares)
-        return flow.map.hand_down(s, flow.x).mul_(1 + half).add_(flow.by_size(relative), alpha=half)
+        return flow.hand_down(s).mul_(1 + half).add_(flow.by_size(relative), alpha=half)
 
     def _denominator(self, flow: Flow, z: Tensor, size: Tensor | None) -> Tensor:
         """Return |z_j + gamma z_j±|, stabilised: (1 + gamma/2) |z_j| + (gamma/2) A_j, where nothing cancels."""
@@ -407,7 +403,7 @@ def _spread_by_weight(flow: Flow, transform: str, stabiliser: float) -> Tensor:
     offset = _offset(flow, None, stabiliser)
     s = _shared_out(flow, transform, lambda: layer.apply(is_not_zero(flow.x), weight, offset), stabiliser)
     flow.book_shares(s, {EPSILON: stabiliser})
-    return per_unit(layer.pull(s, weight, flow.x), flow.x)
+    return per_unit(flow.pull(s, weight), flow.x)
 
 
 @dataclass(frozen=True)
@@ -437,6 +433,6 @@ class ZBox(Rule):
 
         s = _shared_out(flow, "box", above_the_least, self.stabiliser)
         flow.book_shares(s, {EPSILON: self.stabiliser})
-        received = x * layer.hand_down(s, x)
-        received = received - low * layer.pull(s, positive, x) - high * layer.pull(s, negative, x)
+        received = x * flow.hand_down(s)
+        received = received - low * flow.pull(s, positive) - high * flow.pull(s, negative)
         return per_unit(received, x)

@@ -21,10 +21,8 @@ ONLY_SHAPE = {
     torch.ops.aten.max_pool3d_with_indices_backward.default: 1,
     torch.ops.aten.avg_pool2d_backward.default: 1,
     torch.ops.aten.avg_pool3d_backward.default: 1,
-    torch.ops.aten._adaptive_avg_pool2d_backward.default: 1,
-    torch.ops.aten._adaptive_avg_pool3d_backward.default: 1,
 }
-"""Operations that read nothing but the shape of an argument: its place."""
+"""Operations that read nothing but the shape of an argument, on a processor: its place."""
 
 SMALL = 2**16
 """Up to so many entries what is made of constants alone is kept, and not made anew each time."""
@@ -250,7 +248,7 @@ class Transcript(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def _with_stand_in(values: Any, place: int, args: Any) -> Any:
     """Return the values of arguments with one that is of the shape of the argument and holds nothing, at a place."""
     tensor: Tensor = args[place]
-    if not tensor.is_contiguous():
+    if not tensor.is_contiguous() or tensor.device.type != "cpu":  # where it might be copied first
         return values
     hollow = torch.full((), torch.nan, dtype=tensor.dtype, device=tensor.device).expand(tensor.shape)
     return *values[:place], Value(hollow), *values[place + 1 :]

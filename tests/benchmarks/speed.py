@@ -6,8 +6,8 @@
 Operations are counted by torch's FlopCounterMode: exact, and the same on every machine. Times are medians of runs that
 take turns in one process, so that what else the machine does hits all alike; the process keeps the memory of tensors
 that are gone, as that of ``lrp explain`` does, which helps each of them. Memory is the peak of a process that
-explains, above what it held before, the median of some processes: in a later explanation, and in the first one, which
-makes what is kept for later ones (transformed weights). Other libraries are measured where they are installed
+explains, above what it held before, each tensor in memory of its own: in a later explanation, and in the first one,
+which makes what is kept for later ones (transformed weights). Other libraries are measured where they are installed
 (``pip install 'lrp-cli[peers]'``); "refuses" says that one cannot explain a network.
 
 What commands take besides the network, :mod:`tests.benchmarks.commands` measures.
@@ -15,6 +15,7 @@ What commands take besides the network, :mod:`tests.benchmarks.commands` measure
 
 import argparse
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -34,6 +35,9 @@ from tests.benchmarks.methods import WARM, Method, methods, network
 NETWORKS = ["vgg16", "resnet50", "mobilenet_v2", "efficientnet_b0", "densenet121", "convnext_tiny"]
 NETWORKS += ["swin_t", "vit_b_16"]
 BASELINE = "gradient x input"
+BY_ITSELF = {"MALLOC_MMAP_THRESHOLD_": "65536"}
+"""Has glibc give memory to larger tensors one by one, and take it back at once. Otherwise the peak depends on what fits
+into the gaps between others, and differs by a quarter from one process to the next."""
 
 
 class Operations(TorchDispatchMode):
@@ -99,22 +103,21 @@ def _warm_up(method: str, run: Method) -> None:
         run()
 
 
-def memory(name: str, batch: int, wanted: str, processes: int) -> list[dict[str, float | str]]:
-    """Measure each method's peak memory in processes of its own: in a first explanation and in a later one."""
+def memory(name: str, batch: int, wanted: str) -> list[dict[str, float | str]]:
+    """Measure each method's peak memory in a process of its own: in a first explanation and in a later one."""
     net = network(name)
     found: list[dict[str, float | str]] = [{}, {}]
     for method in _wanted(methods(name, net, torch.randn(1, 3, 224, 224)), wanted):
-        peaks = [_peaks(name, batch, method) for _ in range(processes)]
+        peaks = _peaks(name, batch, method)
         for which in (0, 1):
-            known = [peak[which] for peak in peaks if peak]
-            found[which][method] = statistics.median(known) if known else "refuses"
+            found[which][method] = peaks[which] if peaks else "refuses"
     return [_relative(peaks) for peaks in found]
 
 
 def _peaks(name: str, batch: int, method: str) -> list[float]:
     """Return what :func:`peak` measures in a new process; nothing if the method fails."""
     command = [sys.executable, "-m", "tests.benchmarks.speed", "--peak", name, str(batch), method]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | BY_ITSELF)
     return [float(word) for word in done.stdout.split()] if done.returncode == 0 else []
 
 
@@ -177,9 +180,6 @@ def main() -> None:
         "--methods", default="", metavar="TEXT", help="only methods whose name holds this, such as 'lrp'"
     )
     parser.add_argument("--measure", nargs="+", default=["operations", "time", "memory"])
-    parser.add_argument(
-        "--processes", type=int, default=3, help="for each memory: it depends on where the allocator puts things"
-    )
     parser.add_argument("--json", action="store_true", help="print one JSON object a measurement instead of tables")
     parser.add_argument("--peak", nargs=3, metavar=("NETWORK", "BATCH", "METHOD"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -189,7 +189,7 @@ def main() -> None:
     measures: dict[str, Callable[[str, int, str], Sequence[dict[str, float | str]]]] = {
         "operations": lambda *what: [operations(*what)],
         "time": lambda *what: [times(*what, arguments.rounds)],
-        "memory": lambda *what: memory(*what, arguments.processes),
+        "memory": memory,
     }
     titles = {"memory": ["Peak memory of the first explanation", "Peak memory of a later explanation"]}
     for what in arguments.measure:

@@ -806,3 +806,18 @@ def test_single_precision_beside_a_much_larger_sample(kind: str, size: float, ru
     relevance, _, _ = propagate(copy.deepcopy(layer).float(), beside.float(), seed.float(), rule)
     expected, _, _ = slow(rule, m, x[0], y * seed[0])
     assert (relevance[0] - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+def test_a_dead_output_beside_one_that_is_next_to_dead(dtype: torch.dtype) -> None:
+    """What one output's relevance is divided by may be tiny, and does not reach beyond the numbers of the type."""
+    layers = nn.Conv2d(1, 3, 1), nn.Flatten(), nn.Linear(3, 1, bias=False)
+    model = nn.Sequential(*layers).eval()
+    with torch.no_grad():
+        layers[0].weight[:] = torch.tensor([0.0, 1e-5, 1.0])[:, None, None, None]
+        layers[0].bias[:] = torch.tensor([-1.0, -1.0, 0.5])  # type: ignore[index]
+        layers[2].weight[:] = torch.tensor([0.0, 0.0, 1.0])
+    x, seed = torch.ones(1, 1, 1, 1, dtype=dtype), torch.ones(1, 1, dtype=dtype)
+    relevance, logits, _ = propagate(model.to(dtype), x, seed, ZPlus())
+    assert float(logits) == 1.5
+    torch.testing.assert_close(relevance, torch.ones(1, 1, 1, 1, dtype=dtype))
