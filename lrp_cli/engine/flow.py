@@ -110,12 +110,16 @@ class Flow:
         return value
 
     def hand_down(self, s: Tensor) -> Tensor:
-        """Return sum_j w_ij s_j, shape of x, once the rule needs the outputs no more."""
+        """Return sum_j w_ij s_j, shape of x.
+
+        To be called after all that reads ``z`` and ``out``: for the last target they are let go of here, before the
+        product, which takes the most memory.
+        """
         self._let_outputs_go()
         return self.map.hand_down(s, self.x)
 
     def pull(self, s: Tensor, weight: Tensor) -> Tensor:
-        """Return the same with another weight."""
+        """Return the same as :meth:`hand_down` with another weight."""
         self._let_outputs_go()
         return self.map.pull(s, weight, self.x)
 

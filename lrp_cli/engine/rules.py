@@ -12,7 +12,6 @@ Sources
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -20,8 +19,9 @@ import torch
 from torch import Tensor
 
 from lrp_cli.engine.books import BIAS, EPSILON
-from lrp_cli.engine.flow import Contributions, Flow, Halves, halves
-from lrp_cli.engine.masks import is_not_zero, per_unit, where_above
+from lrp_cli.engine.flow import Flow
+from lrp_cli.engine.masks import is_not_zero, per_unit
+from lrp_cli.engine.sharing import offset_of, share_by_sign, shared_out
 from lrp_cli.errors import EngineError
 
 
@@ -44,54 +44,6 @@ class Rule(ABC):
     @abstractmethod
     def propagate(self, flow: Flow) -> Tensor:
         """Return g_i, shape of x, with R_i = x_i g_i, and book what is absorbed."""
-
-
-def _divided(flow: Flow, z: Tensor, stabiliser: float, *, is_sure: bool) -> tuple[Tensor, bool]:
-    """Return out / z in the place of z, and True; z as it is and False if somewhere it is nothing but its stabiliser.
-
-    Arguments as those of :func:`_shared_out`.
-    """
-    if is_sure or not bool(z.amin() <= stabiliser if stabiliser >= 0 else z.amax() >= stabiliser):
-        return torch.div(flow.out, z, out=z), True
-    return z, False
-
-
-def _shared_out(
-    flow: Flow,
-    name: str,
-    z: Callable[[], Tensor],
-    stabiliser: float,
-    *,
-    factor: float = 1.0,
-    is_sure: bool = False,
-) -> Tensor:
-    """Return ``R / z``, shape of y; where z holds nothing but its stabiliser, zero, and it is all absorbed.
-
-    Args:
-        flow: the layer call.
-        name: under which what does not depend on the target is kept.
-        z: makes the sum of contributions of one sign, stabiliser included: a new tensor.
-        stabiliser: what was added to z; its sign is the sign of the contributions.
-        factor: times what relevance is booked.
-        is_sure: whether z is known to hold more than the stabiliser wherever relevance arrives.
-    """
-    kept, is_ratio = flow.once(name, lambda: _divided(flow, z(), stabiliser, is_sure=is_sure))
-    if is_ratio:
-        return flow.times_g(kept)
-    relevance = flow.relevance
-    if stabiliser >= 0:
-        distributed = where_above(relevance, kept, stabiliser)
-        absorbed = relevance.sub_(distributed)
-    else:  # the stabiliser alone counts as above, too
-        absorbed = where_above(relevance, kept, stabiliser * (1 + torch.finfo(kept.dtype).eps))
-        distributed = relevance.sub_(absorbed)
-    flow.book(EPSILON, absorbed, times=factor)
-    return distributed.div_(kept) if stabiliser else per_unit(distributed, kept)
-
-
-def _offset(flow: Flow, bias: Tensor | None, stabiliser: float) -> Tensor:
-    """Return what a sum of contributions starts with, shape (channels,): its part of the bias, and the stabiliser."""
-    return flow.x.new_full((flow.map.outputs,), stabiliser) if bias is None else bias + stabiliser
 
 
 @dataclass(frozen=True)
@@ -195,7 +147,7 @@ class ZPlus(Rule):
     use_bias: bool = True
 
     def propagate(self, flow: Flow) -> Tensor:
-        return _by_sign(flow, 1.0, 0.0, self.stabiliser, self.use_bias)
+        return share_by_sign(flow, 1.0, 0.0, self.stabiliser, self.use_bias)
 
 
 @dataclass(frozen=True)
@@ -219,78 +171,7 @@ class AlphaBeta(Rule):
     use_bias: bool = True
 
     def propagate(self, flow: Flow) -> Tensor:
-        return _by_sign(flow, self.alpha, self.beta, self.stabiliser, self.use_bias)
-
-
-def _by_sign(flow: Flow, alpha: float, beta: float, stabiliser: float, use_bias: bool) -> Tensor:
-    """Hand alpha times the relevance to the positive contributions and -beta times to the negative ones."""
-    bias, is_positive = flow.map.bias if use_bias else None, flow.is_positive(use_bias=use_bias)
-    # Non-negative inputs take one product with w+ as it is; inputs of both signs would take two.
-    if beta or not flow.is_non_negative:
-        offset = _offset(flow, None if bias is None else bias.abs(), 2 * stabiliser)
-        found = halves(flow, flow.y if use_bias else flow.total, offset, both=bool(beta), is_positive=is_positive)
-        if found is not None:
-            return _by_halves(flow, found, alpha, beta, stabiliser, bias)
-
-    def hand_down(factor: float, contributions: Contributions, part: Tensor | None, stabiliser: float) -> Tensor:
-        is_sure = is_positive and stabiliser > 0  # z > 0, so z+ > 0
-        name = contributions.with_positive_x
-        s = _shared_out(flow, name, contributions.sum, stabiliser, factor=factor, is_sure=is_sure)
-        shares: dict[str, Tensor | float] = {EPSILON: stabiliser}
-        flow.book_shares(s, _times(factor, shares if part is None else shares | {BIAS: part}))
-        return contributions.pull(s)
-
-    part = None if bias is None else bias.clamp(min=0)
-    pulled = hand_down(alpha, flow.positive(_offset(flow, part, stabiliser)), part, stabiliser)
-    if alpha != 1:
-        pulled.mul_(alpha)
-    if beta:
-        part = None if bias is None else bias.clamp(max=0)
-        pulled.add_(hand_down(-beta, flow.negative(_offset(flow, part, -stabiliser)), part, -stabiliser), alpha=-beta)
-    return pulled
-
-
-def _by_halves(flow: Flow, found: Halves, alpha: float, beta: float, stabiliser: float, bias: Tensor | None) -> Tensor:
-    """As :func:`_by_sign`, from one product with w and one with |w|.
-
-    With s+ = alpha R / (z + A) and s- = -beta R / (z - A), a positive input gets sum_j 2 (w+ s+ + w- s-) =
-    sum_j (w (s+ + s-) + |w| (s+ - s-)); for a negative one the parts of w change places. Likewise for the bias.
-    """
-    if not found.is_precise:
-        flow.book(EPSILON, flow.out, flow.g)
-    # In units of alpha: s+ is R / (z + A), and s- is -(beta / alpha) R / (z - A).
-    if found.negative is None:
-        both = difference = flow.relevance_over(found.positive, is_scratch=flow.is_last)
-    else:
-        both, difference = _sum_and_difference(flow, found.positive, found.negative, beta / alpha)
-    # (z + A) s+ holds twice the share of b+ and of the stabiliser, (z - A) s- that of b- and of minus the stabiliser.
-    if bias is not None:
-        flow.book_shares(both, _times(alpha, {BIAS: bias} if found.is_precise else {BIAS: bias, EPSILON: -bias}))
-    pulled = flow.hand_down(both).add_(flow.by_size(difference))
-    if alpha != 1:
-        pulled.mul_(alpha)
-    shares: dict[str, Tensor | float] = {}
-    if bias is not None:
-        shares = {BIAS: bias.abs()} if found.is_precise else {BIAS: bias.abs(), EPSILON: -bias.abs()}
-    if found.is_precise:
-        shares = shares | {EPSILON: 2 * stabiliser}
-    else:  # whatever does not arrive is booked, what rounding misplaces included
-        flow.book(EPSILON, -flow.x, pulled)
-    if shares:
-        flow.book_shares(difference, _times(alpha, shares))
-    return pulled
-
-
-def _sum_and_difference(flow: Flow, positive: Tensor, negative: Tensor, factor: float) -> tuple[Tensor, Tensor]:
-    """Return s+ + s- and s+ - s-, where s+ = R / positive and s- = -factor R / negative, all of shape y."""
-    relevance, is_scratch = flow.relevance, flow.is_last
-    s = torch.div(relevance, positive, out=positive if is_scratch else None)
-    difference = torch.addcdiv(s, relevance, negative, value=factor, out=negative if is_scratch else None)
-    return torch.lerp(difference, s, 2.0, out=s), difference  # 2 s+ - (s+ - s-)
-
-
-def _times(factor: float, shares: dict[str, Tensor | float]) -> dict[str, Tensor | float]:
-    return shares if factor == 1 else {kind: factor * share for kind, share in shares.items()}
+        return share_by_sign(flow, self.alpha, self.beta, self.stabiliser, self.use_bias)
 
 
 @dataclass(frozen=True)
@@ -326,7 +207,7 @@ class Gamma(Rule):
         """Inputs >= 0, and only positive outputs carry relevance, as between ReLUs: one product with w + gamma w+."""
         layer, weight = flow.map, flow.map.with_gain(self.gamma)
         favoured = None if bias is None else bias + self.gamma * bias.clamp(min=0)
-        offset = _offset(flow, favoured, self.stabiliser)
+        offset = offset_of(flow, favoured, self.stabiliser)
 
         def ratio() -> Tensor:
             # Inactive outputs may be anything, zero included; active ones are larger than the stabiliser.
@@ -361,7 +242,7 @@ class Gamma(Rule):
         """Return |z_j + gamma z_j±|, stabilised: (1 + gamma/2) |z_j| + (gamma/2) A_j, where nothing cancels."""
         half = self.gamma / 2
         x = flow.x if flow.is_non_negative else flow.x.abs()
-        spread = flow.map.apply(x, flow.map.transformed("absolute"), _offset(flow, size, self.stabiliser / half))
+        spread = flow.map.apply(x, flow.map.transformed("absolute"), offset_of(flow, size, self.stabiliser / half))
         size_of_sum = z if flow.is_positive(use_bias=self.use_bias) else z.abs()
         return spread.mul_(half).add_(size_of_sum, alpha=1 + half)
 
@@ -400,8 +281,8 @@ class WSquare(Rule):
 
 def _spread_by_weight(flow: Flow, transform: str, stabiliser: float) -> Tensor:
     layer, weight = flow.map, flow.map.transformed(transform)
-    offset = _offset(flow, None, stabiliser)
-    s = _shared_out(flow, transform, lambda: layer.apply(is_not_zero(flow.x), weight, offset), stabiliser)
+    offset = offset_of(flow, None, stabiliser)
+    s = shared_out(flow, transform, lambda: layer.apply(is_not_zero(flow.x), weight, offset), stabiliser)
     flow.book_shares(s, {EPSILON: stabiliser})
     return per_unit(flow.pull(s, weight), flow.x)
 
@@ -431,7 +312,7 @@ class ZBox(Rule):
         def above_the_least() -> Tensor:
             return flow.total - layer.apply(low, positive) - layer.apply(high, negative) + self.stabiliser
 
-        s = _shared_out(flow, "box", above_the_least, self.stabiliser)
+        s = shared_out(flow, "box", above_the_least, self.stabiliser)
         flow.book_shares(s, {EPSILON: self.stabiliser})
         received = x * flow.hand_down(s)
         received = received - low * flow.pull(s, positive) - high * flow.pull(s, negative)

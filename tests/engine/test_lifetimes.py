@@ -125,7 +125,7 @@ def test_operations_that_read_the_shape_of_an_argument_alone(operation: Any) -> 
                 called.append((args, kwargs or {}, out))
             return out
 
-    name = operation.overloadpacket.__name__.removeprefix("_").removesuffix("_backward").removesuffix("_with_indices")
+    name = operation.overloadpacket.__name__.removesuffix("_backward").removesuffix("_with_indices")
     x = torch.randn(2, 3, *[8] * (3 if "3d" in name else 2), requires_grad=True)
     with Noting():
         getattr(nn.functional, name)(x, 3).square().sum().backward()

@@ -1,0 +1,139 @@
+"""What several rules are made of: how relevance is shared out among the contributions of one sign, or of both."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lrp_cli.engine.books import BIAS, EPSILON
+from lrp_cli.engine.flow import Contributions, Flow, Halves, halves
+from lrp_cli.engine.masks import per_unit, where_above
+
+
+def _divided(flow: Flow, z: Tensor, stabiliser: float, *, is_sure: bool) -> tuple[Tensor, bool]:
+    """Return out / z in the place of z, and True; z as it is and False if somewhere it is nothing but its stabiliser.
+
+    Arguments as those of :func:`shared_out`.
+    """
+    if is_sure or not bool(z.amin() <= stabiliser if stabiliser >= 0 else z.amax() >= stabiliser):
+        return torch.div(flow.out, z, out=z), True
+    return z, False
+
+
+def shared_out(
+    flow: Flow,
+    name: str,
+    z: Callable[[], Tensor],
+    stabiliser: float,
+    *,
+    factor: float = 1.0,
+    is_sure: bool = False,
+) -> Tensor:
+    """Return ``R / z``, shape of y; where z holds nothing but its stabiliser, zero, and it is all absorbed.
+
+    Args:
+        flow: the layer call.
+        name: under which what does not depend on the target is kept.
+        z: makes the sum of contributions of one sign, stabiliser included: a new tensor.
+        stabiliser: what was added to z; its sign is the sign of the contributions.
+        factor: times what relevance is booked.
+        is_sure: whether z is known to hold more than the stabiliser wherever relevance arrives.
+    """
+    kept, is_ratio = flow.once(name, lambda: _divided(flow, z(), stabiliser, is_sure=is_sure))
+    if is_ratio:
+        return flow.times_g(kept)
+    relevance = flow.relevance
+    if stabiliser >= 0:
+        distributed = where_above(relevance, kept, stabiliser)
+        absorbed = relevance.sub_(distributed)
+    else:  # the stabiliser alone counts as above, too
+        absorbed = where_above(relevance, kept, stabiliser * (1 + torch.finfo(kept.dtype).eps))
+        distributed = relevance.sub_(absorbed)
+    flow.book(EPSILON, absorbed, times=factor)
+    return distributed.div_(kept) if stabiliser else per_unit(distributed, kept)
+
+
+def offset_of(flow: Flow, bias: Tensor | None, stabiliser: float) -> Tensor:
+    """Return what a sum of contributions starts with, shape (channels,): its part of the bias, and the stabiliser."""
+    return flow.x.new_full((flow.map.outputs,), stabiliser) if bias is None else bias + stabiliser
+
+
+def share_by_sign(flow: Flow, alpha: float, beta: float, stabiliser: float, use_bias: bool) -> Tensor:
+    """Hand alpha times the relevance to the positive contributions and -beta times to the negative ones.
+
+    Args:
+        flow: the layer call.
+        alpha, beta: the weights (Bach et al. 2015, eq. 60).
+        stabiliser: added to the sums of contributions on their own side of zero.
+        use_bias: whether the bias takes part in the sums (and is booked).
+
+    Returns:
+        g_i, shape of x.
+    """
+    bias, is_positive = flow.map.bias if use_bias else None, flow.is_positive(use_bias=use_bias)
+    # Non-negative inputs take one product with w+ as it is; inputs of both signs would take two.
+    if beta or not flow.is_non_negative:
+        offset = offset_of(flow, None if bias is None else bias.abs(), 2 * stabiliser)
+        found = halves(flow, flow.y if use_bias else flow.total, offset, both=bool(beta), is_positive=is_positive)
+        if found is not None:
+            return _by_halves(flow, found, alpha, beta, stabiliser, bias)
+
+    def hand_down(factor: float, contributions: Contributions, part: Tensor | None, stabiliser: float) -> Tensor:
+        is_sure = is_positive and stabiliser > 0  # z > 0, so z+ > 0
+        name = contributions.with_positive_x
+        s = shared_out(flow, name, contributions.sum, stabiliser, factor=factor, is_sure=is_sure)
+        shares: dict[str, Tensor | float] = {EPSILON: stabiliser}
+        flow.book_shares(s, _times(factor, shares if part is None else shares | {BIAS: part}))
+        return contributions.pull(s)
+
+    part = None if bias is None else bias.clamp(min=0)
+    pulled = hand_down(alpha, flow.positive(offset_of(flow, part, stabiliser)), part, stabiliser)
+    if alpha != 1:
+        pulled.mul_(alpha)
+    if beta:
+        part = None if bias is None else bias.clamp(max=0)
+        pulled.add_(hand_down(-beta, flow.negative(offset_of(flow, part, -stabiliser)), part, -stabiliser), alpha=-beta)
+    return pulled
+
+
+def _by_halves(flow: Flow, found: Halves, alpha: float, beta: float, stabiliser: float, bias: Tensor | None) -> Tensor:
+    """As :func:`share_by_sign`, from one product with w and one with |w|.
+
+    With s+ = alpha R / (z + A) and s- = -beta R / (z - A), a positive input gets sum_j 2 (w+ s+ + w- s-) =
+    sum_j (w (s+ + s-) + |w| (s+ - s-)); for a negative one the parts of w change places. Likewise for the bias.
+    """
+    if not found.is_precise:
+        flow.book(EPSILON, flow.out, flow.g)
+    # In units of alpha: s+ is R / (z + A), and s- is -(beta / alpha) R / (z - A).
+    if found.negative is None:
+        both = difference = flow.relevance_over(found.positive, is_scratch=flow.is_last)
+    else:
+        both, difference = _sum_and_difference(flow, found.positive, found.negative, beta / alpha)
+    # (z + A) s+ holds twice the share of b+ and of the stabiliser, (z - A) s- that of b- and of minus the stabiliser.
+    if bias is not None:
+        flow.book_shares(both, _times(alpha, {BIAS: bias} if found.is_precise else {BIAS: bias, EPSILON: -bias}))
+    pulled = flow.hand_down(both).add_(flow.by_size(difference))
+    if alpha != 1:
+        pulled.mul_(alpha)
+    shares: dict[str, Tensor | float] = {}
+    if bias is not None:
+        shares = {BIAS: bias.abs()} if found.is_precise else {BIAS: bias.abs(), EPSILON: -bias.abs()}
+    if found.is_precise:
+        shares = shares | {EPSILON: 2 * stabiliser}
+    else:  # whatever does not arrive is booked, what rounding misplaces included
+        flow.book(EPSILON, -flow.x, pulled)
+    if shares:
+        flow.book_shares(difference, _times(alpha, shares))
+    return pulled
+
+
+def _sum_and_difference(flow: Flow, positive: Tensor, negative: Tensor, factor: float) -> tuple[Tensor, Tensor]:
+    """Return s+ + s- and s+ - s-, where s+ = R / positive and s- = -factor R / negative, all of shape y."""
+    relevance, is_scratch = flow.relevance, flow.is_last
+    s = torch.div(relevance, positive, out=positive if is_scratch else None)
+    difference = torch.addcdiv(s, relevance, negative, value=factor, out=negative if is_scratch else None)
+    return torch.lerp(difference, s, 2.0, out=s), difference  # 2 s+ - (s+ - s-)
+
+
+def _times(factor: float, shares: dict[str, Tensor | float]) -> dict[str, Tensor | float]:
+    return shares if factor == 1 else {kind: factor * share for kind, share in shares.items()}
