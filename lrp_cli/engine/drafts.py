@@ -126,10 +126,17 @@ class Draft:
         backwards = {}
         for turn, done in self._passes.items():
             outputs = done.outputs + (memo if turn == (True, True) else [])
-            passage = Passage(done.steps, done.seed, outputs, places, needed_later if turn[1] else frozenset())
-            backwards[turn] = Backward(_function(passage, compiler), done.bookings)
+            spared = needed_later if turn[1] else frozenset[Value]()
+            passage = Passage(done.steps, done.seed, outputs, places, spared)
+            # Compiled code may have put two tensors into one piece of memory.
+            free = frozenset[int | None]() if compiler else self._own_memory(kept) - {value.memory for value in spared}
+            backwards[turn] = Backward(_function(passage, compiler, free), done.bookings)
         forward = _function(Passage(self._forward, self._x, [self._logits, *kept], {}), compiler)
         return Program(self._standing, self._circumstances, forward, backwards)
+
+    def _own_memory(self, kept: Iterable[Value]) -> frozenset[int | None]:
+        """Return the memory of values of the forward pass that nobody else has."""
+        return frozenset(value.memory for value in kept) - {self._x.memory, self._logits.memory}
 
     def _cut(self) -> list[Step]:
         """Return the steps since the last cut."""
@@ -137,6 +144,9 @@ class Draft:
         return steps
 
 
-def _function(passage: Passage, compiler: Compiler | None) -> Callable[..., tuple[Any, ...]]:
-    plain = compiled(passage.steps, [passage.input], passage.outputs, passage.places, spared=passage.spared)
+def _function(
+    passage: Passage, compiler: Compiler | None, free: frozenset[int | None] = frozenset()
+) -> Callable[..., tuple[Any, ...]]:
+    steps, outputs, places = passage.steps, passage.outputs, passage.places
+    plain = compiled(steps, [passage.input], outputs, places, spared=passage.spared, free=free)
     return plain if compiler is None else compiler.function(plain, passage)

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import fx
 
+from lrp_cli.engine.shortcuts import shortened
 from lrp_cli.engine.transcript import Step, Value, values_in, with_values
 
 
@@ -73,6 +74,7 @@ def compiled(
     places: Places | None = None,
     *,
     spared: Set[Value] = frozenset(),
+    free: Set[int | None] = frozenset(),
     is_revocable: bool = False,
 ) -> Callable[..., tuple[Any, ...]]:
     """Return a function that executes steps.
@@ -83,11 +85,12 @@ def compiled(
         outputs: what it returns.
         places: where in the box is what comes from earlier functions.
         spared: what in the box others need afterwards; all else is let go of.
+        free: numbers of the memory of what is in the box that may be written over.
         is_revocable: whether that is so only once nothing can raise :class:`Differs` any more; then nothing is spared.
     """
     places = places or {}
     lowering = _Lowering(inputs, places, {*places} if is_revocable else spared)
-    wanted = needed(steps, outputs)
+    wanted = shortened(needed(steps, outputs), outputs, free)
     undecided = max((number for number, step in enumerate(wanted, start=1) if step.is_guard), default=0)
     for step in wanted[:undecided]:
         lowering.add(step)

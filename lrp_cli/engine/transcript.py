@@ -35,10 +35,12 @@ class Value:
     Attributes:
         constant: the tensor, or what else it is, where it is the same in every explanation.
         memory: number of the memory that it lies in.
+        layout: how it lies there, where it is a tensor.
     """
 
     constant: Any = None
     memory: int | None = None
+    layout: Hashable = None
 
 
 @dataclass(eq=False)
@@ -144,7 +146,7 @@ class Transcript(TorchDispatchMode):  # type: ignore[no-untyped-call]
         found = memory.values.get(layout)
         if found is None:
             if memory.is_constant:
-                found = Value(tensor.detach(), number)
+                found = Value(tensor.detach(), number, layout)
             elif memory.values:
                 found = self._part(memory, tensor)
             else:
@@ -161,7 +163,8 @@ class Transcript(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def new_input(self, tensor: Tensor) -> Value:
         """Return the value that stands for a tensor which is another one each time."""
         memory = self._memory(tensor, is_constant=False)
-        return memory.values.setdefault(_layout(tensor), Value(None, tensor.untyped_storage()._cdata))
+        layout = _layout(tensor)
+        return memory.values.setdefault(layout, Value(None, tensor.untyped_storage()._cdata, layout))
 
     def refuse(self, reason: str) -> None:
         """Note why this cannot be used."""
@@ -170,7 +173,7 @@ class Transcript(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _part(self, memory: _Memory, tensor: Tensor) -> Value:
         """Return a value for a part of known memory that no operation was seen to cut out."""
         layout, whole = next(iter(memory.values.items()))
-        found = Value(None, whole.memory)
+        found = Value(None, whole.memory, _layout(tensor))
         args = (whole, [*tensor.shape], [*tensor.stride()], tensor.storage_offset())
         if layout[3] != tensor.dtype or tensor.is_conj() or tensor.is_neg():  # type: ignore[index]
             self.refuse("memory read as another type")
@@ -224,7 +227,7 @@ class Transcript(TorchDispatchMode):  # type: ignore[no-untyped-call]
         layout = _layout(tensor)
         if layout not in memory.values:
             number = tensor.untyped_storage()._cdata
-            memory.values[layout] = Value(tensor.detach() if memory.is_constant else None, number)
+            memory.values[layout] = Value(tensor.detach() if memory.is_constant else None, number, layout)
         return memory.values[layout]
 
     def _note_writes(self, func: Any, args: Any, kwargs: Any) -> Iterator[int]:
