@@ -2,9 +2,12 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -140,9 +143,9 @@ class Books:
         """Sum ``relevance * factor`` over everything but the batch, without making the product where it is large."""
         if factor.shape == relevance.shape:
             order = _order_in_memory(relevance)
-            flat = [tensor.permute(order).reshape(self.samples, -1) for tensor in (relevance, factor)]
-            product: Tensor = torch.linalg.vecdot(*flat)
-            return product.double()
+            one, other = (tensor.permute(order).reshape(self.samples, -1) for tensor in (relevance, factor))
+            product: Tensor = torch.linalg.vecdot(one, other) if self.samples > 1 else (one @ other.mT)[0]
+            return product  # vecdot would make all products of one sample first
         if factor.dim() == 1 and relevance.dim() > 1 and factor.shape[0] == relevance.shape[-1]:  # (..., C) by (C,)
             sums = relevance.reshape(self.samples, -1, len(factor)).sum(dim=1)
             return sums.double() @ factor.double()
@@ -163,44 +166,67 @@ class _Sums:
 
     Attributes:
         count: how many entries.
-        entries, layers: what was absorbed, by account and kind, and by layer.
-        by_layer: the same as ``layers``, shape (N, layers).
+        keys: by whom and as what was absorbed.
+        sums: how much, shape (N, keys), float64.
+        names: the layers.
+        by_layer: how much each of them absorbed, shape (N, layers), float64.
     """
 
     count: int
-    entries: dict[Account, dict[str, Tensor]]
-    layers: dict[str, Tensor]
+    keys: list[tuple[Account, str]]
+    sums: Tensor
+    names: list[str]
     by_layer: Tensor
+
+    @property
+    def entries(self) -> dict[Account, dict[str, Tensor]]:
+        """What was absorbed, by account and kind."""
+        entries: dict[Account, dict[str, Tensor]] = {}
+        for (account, kind), of_key in zip(self.keys, self.sums.unbind(dim=1), strict=True):
+            entries.setdefault(account, {})[kind] = of_key
+        return entries
+
+    @property
+    def layers(self) -> dict[str, Tensor]:
+        """What was absorbed, by layer."""
+        return dict(zip(self.names, self.by_layer.unbind(dim=1), strict=True))
 
 
 def _add_up(booked: Sequence[Entry], samples: int) -> _Sums:
     """Add up entries, by a few operations for all of them."""
-    if not booked:
-        return _Sums(0, {}, {}, torch.zeros(samples, 0, dtype=torch.float64))
     keys: dict[tuple[Account, str], int] = {}
     layers: dict[str, int] = {}
     for entry in booked:
         keys.setdefault((entry.account, entry.kind), len(keys))
         layers.setdefault(entry.account.layer, len(layers))
-    in_parts = sorted(booked, key=lambda entry: not isinstance(entry.share, Tensor))
-    values = torch.cat([entry.sums for entry in in_parts], dim=1).double()
-    shares = [entry.share for entry in in_parts if isinstance(entry.share, Tensor)]
-    if shares:
-        factors = torch.cat(shares)
-        values[:, : len(factors)].mul_(factors)
-    widths = torch.tensor([entry.sums.shape[1] for entry in in_parts])
-    numbers = [1.0 if isinstance(entry.share, Tensor) else entry.share for entry in in_parts]
-    values *= torch.tensor(numbers, dtype=torch.float64).repeat_interleave(widths).to(values.device)
-    key_of_column = torch.tensor([keys[entry.account, entry.kind] for entry in in_parts]).repeat_interleave(widths)
-    sums = _gathered(values, key_of_column, len(keys))
-    by_layer = _gathered(sums, torch.tensor([layers[account.layer] for account, _ in keys]), len(layers))
-    entries: dict[Account, dict[str, Tensor]] = {}
-    for (account, kind), of_key in zip(keys, sums.unbind(dim=1), strict=True):
-        entries.setdefault(account, {})[kind] = of_key
-    return _Sums(len(booked), entries, dict(zip(layers, by_layer.unbind(dim=1), strict=True)), by_layer)
+    if not booked:
+        nothing = torch.zeros(samples, 0, dtype=torch.float64)
+        return _Sums(0, [], nothing, [], nothing)
+    weighed = [entry for entry in booked if isinstance(entry.share, Tensor)]
+    counted = [entry for entry in booked if not isinstance(entry.share, Tensor)]
+    parts = [_by_key(part, keys) for part in (weighed, counted) if part]
+    sums = torch.stack(parts).sum(dim=0)
+    by_layer = _gathered(sums, [layers[account.layer] for account, _ in keys], len(layers))
+    return _Sums(len(booked), [*keys], sums, [*layers], by_layer)
 
 
-def _gathered(values: Tensor, places: Tensor, count: int) -> Tensor:
+def _by_key(booked: Sequence[Entry], keys: Mapping[tuple[Account, str], int]) -> Tensor:
+    """Add up entries whose shares are tensors, all of them, or numbers: shape (N, keys), float64."""
+    values = _side_by_side([entry.sums for entry in booked])
+    widths = [entry.sums.shape[1] for entry in booked]
+    shares = [entry.share for entry in booked if isinstance(entry.share, Tensor)]
+    numbers = [entry.share for entry in booked if not isinstance(entry.share, Tensor)]
+    values *= torch.cat(shares) if shares else torch.from_numpy(np.repeat(np.array(numbers), widths)).to(values.device)
+    return _gathered(values, np.repeat([keys[entry.account, entry.kind] for entry in booked], widths), len(keys))
+
+
+def _side_by_side(sums: Sequence[Tensor]) -> Tensor:
+    """Return sums, each of shape (N, columns), as one tensor in float64, new."""
+    kinds = [[*group] for _, group in groupby(sums, key=lambda each: each.dtype)]  # torch.cat is slow for a mixture
+    return torch.cat([torch.cat(group, dim=1).double() for group in kinds], dim=1)
+
+
+def _gathered(values: Tensor, places: Sequence[int] | NDArray[Any], count: int) -> Tensor:
     """Add up the columns of values, shape (N, columns), that have the same place: shape (N, count)."""
     gathered = values.new_zeros(len(values), count)
-    return gathered.scatter_add_(1, places.to(values.device).expand_as(values), values)
+    return gathered.scatter_add_(1, torch.as_tensor(places, device=values.device).expand_as(values), values)

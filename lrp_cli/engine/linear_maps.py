@@ -31,6 +31,9 @@ TRANSFORMS: dict[str, Callable[[Tensor], Tensor]] = {
     "ones": torch.ones_like,
 }
 
+MANY = 128
+"""From so many positions on, several pictures are multiplied by a matrix one after another; fewer are not worth it."""
+
 
 @dataclass
 class LinearMap:
@@ -182,6 +185,8 @@ class Convolution(LinearMap):
     groups: int = 1
 
     def _apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if self._is_matrix_for(x):
+            return _product(weight.flatten(1), x, bias)
         return torch.convolution(
             x,
             weight,
@@ -195,6 +200,8 @@ class Convolution(LinearMap):
         )
 
     def _pull(self, s: Tensor, weight: Tensor, x: Tensor) -> Tensor:
+        if self._is_matrix_for(s):
+            return _product(weight.flatten(1).mT, s)
         pulled: Tensor = torch.ops.aten.convolution_backward.default(
             s,
             _in_place_of(x, s),
@@ -209,6 +216,17 @@ class Convolution(LinearMap):
             (True, False, False),
         )[0]
         return pulled
+
+    def _is_matrix_for(self, x: Tensor) -> bool:
+        """Whether this is a product with a matrix at each position, and faster so: kernels of one entry, on processors.
+
+        Torch's convolutions lay their inputs out anew first, which takes longer than the arithmetic of such kernels.
+        """
+        is_pointwise = not self.transposed and self.groups == 1 and self.raw.shape[2:].numel() == 1
+        is_plain = is_pointwise and all(step == 1 for step in self.stride) and not any(self.padding)
+        positions = x.shape[2:].numel()
+        is_worth_it = x.dtype == torch.float32 and x.device.type == "cpu" and (len(x) == 1 or positions >= MANY)
+        return is_plain and is_worth_it and x.is_contiguous()
 
     def channels(self, values: Tensor, y: Tensor) -> Tensor:
         return values.view(-1, *[1] * len(self.stride))
@@ -254,6 +272,16 @@ class Scaling(LinearMap):
     @property
     def fan_in(self) -> int:
         return 1
+
+
+def _product(matrix: Tensor, x: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return ``matrix`` times what x, shape (N, C, ...), holds at each position, plus a bias, shape (channels,)."""
+    columns = x.flatten(2)
+    if bias is None:
+        product = torch.bmm(matrix.expand(len(x), *matrix.shape), columns)
+    else:
+        product = torch.baddbmm(bias[:, None], matrix.expand(len(x), *matrix.shape), columns)
+    return product.unflatten(2, x.shape[2:])
 
 
 def _in_place_of(x: Tensor, s: Tensor) -> Tensor:

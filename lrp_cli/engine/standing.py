@@ -6,7 +6,7 @@ Only a model whose classes are known to compute nothing but a function of these 
 from collections.abc import Hashable, Iterable
 from functools import partial
 from itertools import chain
-from operator import is_
+from operator import attrgetter, is_
 from types import (
     BuiltinFunctionType,
     FunctionType,
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as global_hooks
 
-from lrp_cli.engine.weights import version_of
+from lrp_cli.engine.weights import versions_of
 
 KNOWN = ("torch", "torchvision", "timm", "lrp_cli", "efficientnet_lite_pytorch")
 """Packages whose modules, in eval mode, compute a function of their input, attributes, parameters and buffers alone:
@@ -148,9 +148,9 @@ class Standing:
                 self._tensors.append(item)
 
     def _state_of_tensors(self) -> list[Hashable]:
-        return [
-            (version_of(tensor), tensor.data_ptr() if is_plain(tensor) else 0, tensor.dtype) for tensor in self._tensors
-        ]
+        tensors = self._tensors
+        plain = tensors if all(map(is_plain, tensors)) else [tensor for tensor in tensors if is_plain(tensor)]
+        return [*versions_of(tensors), *map(Tensor.data_ptr, plain), *map(attrgetter("dtype"), tensors)]
 
 
 def is_plain(tensor: Tensor) -> bool:

@@ -1,8 +1,9 @@
 """Rule-transformed weights, computed once per model and kept within a bounded memory."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
+from operator import attrgetter
 from typing import Any
 from weakref import ref
 
@@ -41,6 +42,13 @@ def version_of(tensor: Tensor) -> tuple[int, int]:
     The first is 0 where torch does not count (``torch.inference_mode``).
     """
     return (0 if tensor.is_inference() else tensor._version), _Steps.taken
+
+
+def versions_of(tensors: Sequence[Tensor]) -> list[int]:
+    """Return the same for many tensors, at a fraction of the time."""
+    if any(map(Tensor.is_inference, tensors)):
+        return [_Steps.taken, *(version_of(tensor)[0] for tensor in tensors)]
+    return [_Steps.taken, *map(attrgetter("_version"), tensors)]
 
 
 @dataclass
