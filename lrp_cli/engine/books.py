@@ -105,7 +105,11 @@ class Books:
         self, account: Account, kind: str, relevance: Tensor, factor: Tensor | None = None, *, times: float = 1
     ) -> None:
         """Add relevance, times a factor that broadcasts if one is given, to what is absorbed on an account."""
-        self._enter(account, kind, self._summed(account, relevance, factor), times)
+        if factor is not None and _is_of_last(factor, relevance) and not account.batch_dim and times == 1:
+            sums = relevance.reshape(self.samples, -1, len(factor)).sum(dim=1)
+            self.booked.append(Entry(account, kind, sums, factor.detach()))
+        else:
+            self._enter(account, kind, self._summed(account, relevance, factor), times)
 
     def book_product(self, account: Account, kind: str, values: Tensor, g: Tensor, factor: float = 1) -> None:
         """Add ``factor values g``, of one shape; nothing has no share of infinity, which is what masks hold."""
@@ -146,13 +150,18 @@ class Books:
             one, other = (tensor.permute(order).reshape(self.samples, -1) for tensor in (relevance, factor))
             product: Tensor = torch.linalg.vecdot(one, other) if self.samples > 1 else (one @ other.mT)[0]
             return product  # vecdot would make all products of one sample first
-        if factor.dim() == 1 and relevance.dim() > 1 and factor.shape[0] == relevance.shape[-1]:  # (..., C) by (C,)
+        if _is_of_last(factor, relevance):
             sums = relevance.reshape(self.samples, -1, len(factor)).sum(dim=1)
             return sums.double() @ factor.double()
         if factor.dim() < relevance.dim() and factor.shape[1:].numel() == 1:  # one value a channel, (C, 1, ...)
             planes = tuple(range(relevance.dim() - factor.dim() + 1, relevance.dim()))
             relevance = relevance.sum(dim=planes, keepdim=True) if planes else relevance
         return per_sample(relevance * factor, self.samples)
+
+
+def _is_of_last(factor: Tensor, relevance: Tensor) -> bool:
+    """Whether a factor has one value for each entry of the last dimension, and relevance has others before it."""
+    return factor.dim() == 1 and relevance.dim() > 1 and factor.shape[0] == relevance.shape[-1]
 
 
 def _order_in_memory(tensor: Tensor) -> list[int]:

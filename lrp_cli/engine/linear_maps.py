@@ -281,7 +281,7 @@ def _product(matrix: Tensor, x: Tensor, bias: Tensor | None = None) -> Tensor:
         product = torch.bmm(matrix.expand(len(x), *matrix.shape), columns)
     else:
         product = torch.baddbmm(bias[:, None], matrix.expand(len(x), *matrix.shape), columns)
-    return product.unflatten(2, x.shape[2:])
+    return product.view(*product.shape[:2], *x.shape[2:])
 
 
 def _in_place_of(x: Tensor, s: Tensor) -> Tensor:

@@ -117,10 +117,10 @@ class Epsilon(Rule):
         size, epsilon = flow.z.abs(), self._scale(flow.z)
         denominator = size + epsilon
         ratio = torch.div(flow.g, denominator, out=denominator)
-        absorbed = ratio * epsilon if isinstance(epsilon, Tensor) else ratio
-        flow.books.book_product(
-            flow.account, EPSILON, flow.z, absorbed, 1.0 if isinstance(epsilon, Tensor) else epsilon
-        )
+        if isinstance(epsilon, Tensor):
+            flow.book(EPSILON, ratio * epsilon, flow.z)
+        else:
+            flow.book(EPSILON, ratio, flow.z, times=epsilon)
         return ratio.mul_(size)
 
     def _scale(self, z: Tensor) -> Tensor | float:
