@@ -126,7 +126,7 @@ class LayerCall:
         """Return the layer's output, bias included."""
         if self._y is not None:
             return self._y
-        return self.map.apply(self.x, self.map.weight, self.map.bias)
+        return self.map.output(self.x)
 
     def propagate(self, g: Tensor, activation: Activation | None = None, out: Tensor | None = None) -> Tensor:
         """Return the modified gradient of the input, and book what is absorbed.

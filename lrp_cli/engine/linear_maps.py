@@ -57,6 +57,10 @@ class LinearMap:
     scale: Tensor | None = field(default=None, repr=False)
     products: torch.dtype | None = None
 
+    def output(self, x: Tensor) -> Tensor:
+        """Return what the layer makes of ``x``, as the model computes it."""
+        return self._apply(x, self.weight, self.bias)
+
     def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """Return the map of ``x`` with ``weight`` and ``bias`` in place of its own, computed in the weight's type."""
         if weight.dtype == x.dtype:
@@ -184,9 +188,13 @@ class Convolution(LinearMap):
     output_padding: tuple[int, ...] = ()
     groups: int = 1
 
+    def output(self, x: Tensor) -> Tensor:
+        return self._convolved(x, self.weight, self.bias)
+
     def _apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if self._is_matrix_for(x):
-            return _product(weight.flatten(1), x, bias)
+        return _product(weight.flatten(1), x, bias) if self._is_matrix_for(x) else self._convolved(x, weight, bias)
+
+    def _convolved(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return torch.convolution(
             x,
             weight,

@@ -96,3 +96,12 @@ def test_other_types_are_convolutions() -> None:
     with Called() as called:
         layer(weight).pull(layer(weight).apply(x, weight), weight, x)
     assert not {"bmm", "baddbmm"} & called.names
+
+
+def test_the_forward_pass_is_the_models_own() -> None:
+    conv, x = torch.nn.Conv2d(40, 50, 1), torch.randn(1, 40, SIDE, SIDE)
+    made = Convolution(
+        conv.weight, conv.bias, WeightCache(), stride=(1, 1), padding=(0, 0), dilation=(1, 1), output_padding=(0, 0)
+    )
+    assert torch.equal(made.output(x), conv(x))
+    assert made.output(x)._base is None

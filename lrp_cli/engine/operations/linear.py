@@ -44,7 +44,7 @@ def _constant(tensor: Tensor | None) -> Tensor | None:
 
 def run_layer(run: Run, layer: Layer, linear_map: LinearMap, x: Tensor, compute: Compute | None = None) -> Tensor:
     """Execute a layer: ``compute`` (by default the map itself) makes the output, the layer's rule the way back."""
-    compute = compute or (lambda x: linear_map.apply(x, linear_map.weight, linear_map.bias))
+    compute = compute or linear_map.output
     tag = tag_of(x, run)
     if run.trace is not None:
         run.trace.add_layer(layer)
