@@ -18,6 +18,10 @@ NORMALISATION, UNKNOWN = "normalisation", "unknown operation"
 """What absorbs: a bias; a stabiliser, or a rule with nowhere to send relevance; a constant; a softmax's offset; the
 gradient of an operation that no rule is known for."""
 
+LONG = 2**20
+"""Up to so many products of one sample are added up as they are made, without a tensor of them all; of more, rounding
+would show in the seventh digit."""
+
 
 class Account(NamedTuple):
     """Who absorbs.
@@ -148,8 +152,10 @@ class Books:
         if factor.shape == relevance.shape:
             order = _order_in_memory(relevance)
             one, other = (tensor.permute(order).reshape(self.samples, -1) for tensor in (relevance, factor))
-            product: Tensor = torch.linalg.vecdot(one, other) if self.samples > 1 else (one @ other.mT)[0]
-            return product  # vecdot would make all products of one sample first
+            if self.samples == 1 and one.numel() <= LONG:
+                return torch.mm(one, other.mT)[0]
+            product: Tensor = torch.linalg.vecdot(one, other)
+            return product
         if _is_of_last(factor, relevance):
             sums = relevance.reshape(self.samples, -1, len(factor)).sum(dim=1)
             return sums.double() @ factor.double()

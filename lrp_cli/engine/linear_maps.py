@@ -234,7 +234,8 @@ class Convolution(LinearMap):
         is_plain = is_pointwise and all(step == 1 for step in self.stride) and not any(self.padding)
         positions = x.shape[2:].numel()
         is_worth_it = x.dtype == torch.float32 and x.device.type == "cpu" and (len(x) == 1 or positions >= MANY)
-        return is_plain and is_worth_it and x.is_contiguous()
+        # Autocast would make another type of matrices, and not of convolutions called as they are here.
+        return is_plain and is_worth_it and x.is_contiguous() and not torch.is_autocast_enabled("cpu")
 
     def channels(self, values: Tensor, y: Tensor) -> Tensor:
         return values.view(-1, *[1] * len(self.stride))

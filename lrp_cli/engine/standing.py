@@ -159,7 +159,8 @@ def is_plain(tensor: Tensor) -> bool:
 
 
 def _ambient() -> tuple[Any, ...]:
-    return torch.get_default_dtype(), torch.are_deterministic_algorithms_enabled()
+    autocast = torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
+    return torch.get_default_dtype(), torch.are_deterministic_algorithms_enabled(), *autocast
 
 
 def kind_of(x: Tensor) -> Hashable:

@@ -270,8 +270,10 @@ def _argument(name: str, func: Any, args: Any, kwargs: Any) -> Any:
     return None
 
 
-def _layout(tensor: Tensor) -> Hashable:
-    return tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype, tensor.is_conj(), tensor.is_neg()
+def _layout(tensor: Tensor) -> tuple[Hashable, ...]:
+    memory = tensor.untyped_storage()
+    kind = tensor.dtype, tensor.is_conj(), tensor.is_neg()
+    return tensor.storage_offset(), tensor.shape, tensor.stride(), *kind, memory.nbytes(), memory.device
 
 
 def values_in(value: Any) -> list[Value]:

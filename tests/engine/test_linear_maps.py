@@ -105,3 +105,8 @@ def test_the_forward_pass_is_the_models_own() -> None:
     )
     assert torch.equal(made.output(x), conv(x))
     assert made.output(x)._base is None
+
+
+def test_under_autocast_products_stay_precise() -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        compare(torch.randn(5, 4, 1, 1), torch.randn(1, 4, SIDE, SIDE), is_matrix=False)

@@ -155,6 +155,11 @@ def test_an_argument_beside_a_part_of_itself_is_not_written_over() -> None:
     assert overwritten(lambda x: (torch.mul(y := x + 1, y),)) == 1
 
 
+def test_what_is_small_does_not_stay_in_what_is_large() -> None:
+    assert overwritten(lambda x: ((x + 1)[:1] * 2,)) == 0
+    assert overwritten(lambda x: ((x + 1)[:] * 2,)) == 1
+
+
 def choose(tensors: Sequence[Tensor]) -> Tensor:
     """Stand for a rule that may return what it is given."""
     return tensors[0]
