@@ -13,17 +13,6 @@ from lrp_cli.engine.masks import by_sign
 
 Value = TypeVar("Value")
 
-WIDE = 12
-"""Contributions to an output from which on saving a product is worth a try. Of fewer (depthwise convolutions) too many
-sums are next to nothing: what was saved is lost again, and more (mobilenet_v2, alpha2-beta1: 2.3 in place of 2.0)."""
-
-ROUNDING = 16
-"""By how much a sum may be off, in units of the last place of its largest terms."""
-
-TOLERABLE = 84
-"""Share of the relevance that rounding may misplace in the sums that are taken from differences, in the same units:
-1e-5 in single precision."""
-
 
 @dataclass
 class Flow:
@@ -142,10 +131,16 @@ class Flow:
         """Return the negative contributions, (x_i w_ij)-, with an offset, shape (channels,), added to their sum."""
         return Contributions(self, "negative", "positive", offset)
 
-    def by_size(self, s: Tensor) -> Tensor:
-        """Return ``sign(x_i) sum_j |w_ij| s_j``, shape of x."""
-        pulled = self.pull(s, self.map.transformed("absolute"))
-        return pulled if self.is_non_negative else pulled.mul_(self.x.sign())
+    def offset(self, bias: Tensor | None, stabiliser: float) -> Tensor:
+        """Return what a sum of contributions starts with, shape (channels,): its part of the bias, and a stabiliser."""
+        return self.x.new_full((self.map.outputs,), stabiliser) if bias is None else bias + stabiliser
+
+    def add_by_size(self, pulled: Tensor, s: Tensor, factor: float = 1) -> Tensor:
+        """Return ``pulled + factor sign(x_i) sum_j |w_ij| s_j``, shape of x, in the place of ``pulled``."""
+        by_size = self.pull(s, self.map.transformed("absolute"))
+        if self.is_non_negative:
+            return pulled.add_(by_size, alpha=factor)
+        return pulled.addcmul_(self.x.sign(), by_size, value=factor)
 
 
 @dataclass(frozen=True)
@@ -179,89 +174,3 @@ class Contributions:
         if self.flow.is_non_negative:
             return pulled
         return by_sign(x, pulled, layer.pull(s, layer.transformed(self.with_negative_x), x))
-
-
-@dataclass(frozen=True)
-class Halves:
-    """Sums of the positive and of the negative contributions from one product for both, for inputs of any sign.
-
-    With w+ = (w + |w|) / 2 they are (z_j + A_j) / 2 and (z_j - A_j) / 2, where A_j = sum_i |x_i| |w_ij|: z_j is at
-    hand, A_j is one more product.
-
-    Attributes:
-        positive: z_j + A_j, shape of y: twice the positive sum.
-        negative: z_j - A_j, shape of y: twice the negative sum; None where it is not asked for.
-        is_precise: whether too little is lost in the differences to be worth booking.
-    """
-
-    positive: Tensor
-    negative: Tensor | None
-    is_precise: bool
-
-
-def halves(flow: Flow, z: Tensor, offset: Tensor, *, both: bool, is_positive: bool) -> Halves | None:
-    """Return the sums of contributions by their sign (:class:`Halves`).
-
-    Where one of them is small against A_j, little is left of its digits; None is returned where that would misplace
-    more than :data:`TOLERABLE` of a sample's relevance, or where a product is not worth saving.
-
-    Args:
-        flow: the layer call.
-        z: the sum of all contributions, shape of y, with the bias or without.
-        offset: what is added to A_j, shape (channels,): the size of the bias, if it is in z, and twice the stabiliser.
-        both: whether the negative sum matters, too.
-        is_positive: whether z is positive wherever relevance arrives.
-    """
-    if flow.map.fan_in < WIDE or flow.map.products is not None:  # z is not of the precision of A_j
-        return None
-    found = flow.once("halves", lambda: _halves(flow, z, offset, both, is_positive))
-    if found.is_precise or bool(_loss(flow, z, found, is_positive) <= TOLERABLE * torch.finfo(z.dtype).eps):
-        return found
-    return None
-
-
-def _halves(flow: Flow, z: Tensor, offset: Tensor, both: bool, is_positive: bool) -> Halves:
-    x = flow.x if flow.is_non_negative else flow.x.abs()
-    spread = flow.map.apply(x, flow.map.transformed("absolute"), offset)
-    keeps_digits = 1 - ROUNDING / TOLERABLE  # |z| up to this share of A_j leaves enough of them
-    is_precise: bool
-    if is_positive:
-        is_precise = not both or bool(torch.sub(z, spread, alpha=keeps_digits).max() <= 0)
-    elif both:
-        low, high = torch.aminmax(z / spread)
-        is_precise = bool((low >= -keeps_digits) & (high <= keeps_digits))
-    else:
-        is_precise = bool(torch.add(z, spread, alpha=keeps_digits).min() >= 0)
-    negative: Tensor | None = None
-    if both:
-        positive, negative = z + spread, torch.sub(z, spread, out=spread)
-    else:
-        positive = spread.add_(z)
-    if not is_precise:  # what rounding has left of a sum that is next to nothing keeps its sign
-        least = _rounding(z) / 16
-        if negative is None:
-            positive = torch.maximum(positive, z * -least, out=positive)
-        else:
-            positive, negative = (
-                torch.maximum(positive, negative * -least),
-                torch.minimum(negative, positive * -least, out=negative),
-            )
-    return Halves(positive, negative, is_precise)
-
-
-def _loss(flow: Flow, z: Tensor, found: Halves, is_positive: bool) -> Tensor:
-    """Return which share of a sample's relevance is misplaced by rounding, at most."""
-    relevance = flow.relevance.abs_()
-    total = flow.per_sample(relevance).clamp(min=torch.finfo(z.dtype).tiny)
-    if found.negative is None:  # A_j / (z_j + A_j) = 1 - z_j / (z_j + A_j)
-        lost = torch.div(z, found.positive).mul_(-_rounding(z)).add_(_rounding(z))
-    elif is_positive:  # the negative sum is the smaller one: A_j / (A_j - z_j) = (1 - (z_j + A_j) / (z_j - A_j)) / 2
-        lost = torch.div(found.positive, found.negative).mul_(-_rounding(z) / 2).add_(_rounding(z) / 2)
-    else:
-        smaller = torch.minimum(found.positive, -found.negative)
-        lost = (found.positive - z).mul_(_rounding(z)).div_(smaller)
-    return (flow.per_sample(lost.clamp_(max=1).mul_(relevance)) / total).max()
-
-
-def _rounding(z: Tensor) -> float:
-    return ROUNDING * torch.finfo(z.dtype).eps

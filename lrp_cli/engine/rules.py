@@ -21,7 +21,7 @@ from torch import Tensor
 from lrp_cli.engine.books import BIAS, EPSILON
 from lrp_cli.engine.flow import Flow
 from lrp_cli.engine.masks import is_not_zero, per_unit
-from lrp_cli.engine.sharing import offset_of, share_by_sign, shared_out
+from lrp_cli.engine.sharing import share_by_sign, shared_out
 from lrp_cli.errors import EngineError
 
 
@@ -207,7 +207,7 @@ class Gamma(Rule):
         """Inputs >= 0, and only positive outputs carry relevance, as between ReLUs: one product with w + gamma w+."""
         layer, weight = flow.map, flow.map.with_gain(self.gamma)
         favoured = None if bias is None else bias + self.gamma * bias.clamp(min=0)
-        offset = offset_of(flow, favoured, self.stabiliser)
+        offset = flow.offset(favoured, self.stabiliser)
 
         def ratio() -> Tensor:
             # Inactive outputs may be anything, zero included; active ones are larger than the stabiliser.
@@ -236,13 +236,13 @@ class Gamma(Rule):
             flow.book_shares(s, {BIAS: (1 + half) * bias})
             shares = shares | {BIAS: half * size}
         flow.book_shares(relative, shares)
-        return flow.hand_down(s).mul_(1 + half).add_(flow.by_size(relative), alpha=half)
+        return flow.add_by_size(flow.hand_down(s).mul_(1 + half), relative, half)
 
     def _denominator(self, flow: Flow, z: Tensor, size: Tensor | None) -> Tensor:
         """Return |z_j + gamma z_j±|, stabilised: (1 + gamma/2) |z_j| + (gamma/2) A_j, where nothing cancels."""
         half = self.gamma / 2
         x = flow.x if flow.is_non_negative else flow.x.abs()
-        spread = flow.map.apply(x, flow.map.transformed("absolute"), offset_of(flow, size, self.stabiliser / half))
+        spread = flow.map.apply(x, flow.map.transformed("absolute"), flow.offset(size, self.stabiliser / half))
         size_of_sum = z if flow.is_positive(use_bias=self.use_bias) else z.abs()
         return spread.mul_(half).add_(size_of_sum, alpha=1 + half)
 
@@ -281,7 +281,7 @@ class WSquare(Rule):
 
 def _spread_by_weight(flow: Flow, transform: str, stabiliser: float) -> Tensor:
     layer, weight = flow.map, flow.map.transformed(transform)
-    offset = offset_of(flow, None, stabiliser)
+    offset = flow.offset(None, stabiliser)
     s = shared_out(flow, transform, lambda: layer.apply(is_not_zero(flow.x), weight, offset), stabiliser)
     flow.book_shares(s, {EPSILON: stabiliser})
     return per_unit(flow.pull(s, weight), flow.x)

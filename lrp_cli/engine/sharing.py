@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from lrp_cli.engine.books import BIAS, EPSILON
-from lrp_cli.engine.flow import Contributions, Flow, Halves, halves
+from lrp_cli.engine.flow import Contributions, Flow
+from lrp_cli.engine.halves import Halves, halves
 from lrp_cli.engine.masks import per_unit, where_above
 
 
@@ -53,11 +54,6 @@ def shared_out(
     return distributed.div_(kept) if stabiliser else per_unit(distributed, kept)
 
 
-def offset_of(flow: Flow, bias: Tensor | None, stabiliser: float) -> Tensor:
-    """Return what a sum of contributions starts with, shape (channels,): its part of the bias, and the stabiliser."""
-    return flow.x.new_full((flow.map.outputs,), stabiliser) if bias is None else bias + stabiliser
-
-
 def share_by_sign(flow: Flow, alpha: float, beta: float, stabiliser: float, use_bias: bool) -> Tensor:
     """Hand alpha times the relevance to the positive contributions and -beta times to the negative ones.
 
@@ -73,8 +69,7 @@ def share_by_sign(flow: Flow, alpha: float, beta: float, stabiliser: float, use_
     bias, is_positive = flow.map.bias if use_bias else None, flow.is_positive(use_bias=use_bias)
     # Non-negative inputs take one product with w+ as it is; inputs of both signs would take two.
     if beta or not flow.is_non_negative:
-        offset = offset_of(flow, None if bias is None else bias.abs(), 2 * stabiliser)
-        found = halves(flow, flow.y if use_bias else flow.total, offset, both=bool(beta), is_positive=is_positive)
+        found = halves(flow, stabiliser, use_bias=use_bias, both=bool(beta))
         if found is not None:
             return _by_halves(flow, found, alpha, beta, stabiliser, bias)
 
@@ -87,12 +82,12 @@ def share_by_sign(flow: Flow, alpha: float, beta: float, stabiliser: float, use_
         return contributions.pull(s)
 
     part = None if bias is None else bias.clamp(min=0)
-    pulled = hand_down(alpha, flow.positive(offset_of(flow, part, stabiliser)), part, stabiliser)
+    pulled = hand_down(alpha, flow.positive(flow.offset(part, stabiliser)), part, stabiliser)
     if alpha != 1:
         pulled.mul_(alpha)
     if beta:
         part = None if bias is None else bias.clamp(max=0)
-        pulled.add_(hand_down(-beta, flow.negative(offset_of(flow, part, -stabiliser)), part, -stabiliser), alpha=-beta)
+        pulled.add_(hand_down(-beta, flow.negative(flow.offset(part, -stabiliser)), part, -stabiliser), alpha=-beta)
     return pulled
 
 
@@ -112,7 +107,7 @@ def _by_halves(flow: Flow, found: Halves, alpha: float, beta: float, stabiliser:
     # (z + A) s+ holds twice the share of b+ and of the stabiliser, (z - A) s- that of b- and of minus the stabiliser.
     if bias is not None:
         flow.book_shares(both, _times(alpha, {BIAS: bias} if found.is_precise else {BIAS: bias, EPSILON: -bias}))
-    pulled = flow.hand_down(both).add_(flow.by_size(difference))
+    pulled = flow.add_by_size(flow.hand_down(both), difference)
     if alpha != 1:
         pulled.mul_(alpha)
     shares: dict[str, Tensor | float] = {}

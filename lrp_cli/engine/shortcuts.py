@@ -38,6 +38,7 @@ FUNCTIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     _aten.abs_.default: Tensor.abs_,
     _aten.add_.Tensor: Tensor.add_,
     _aten.addcdiv.out: torch.addcdiv,
+    _aten.addcmul_.default: Tensor.addcmul_,
     _aten.addmm.default: torch.addmm,
     _aten.any.default: torch.any,
     _aten.bmm.default: torch.bmm,

@@ -86,8 +86,8 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
         ("epsilon-plus", 1.2),
         ("epsilon-plus-flat", 1.2),
         ("epsilon-gamma-box", 1.3),
-        ("epsilon-alpha2-beta1", 1.35),
-        ("epsilon-alpha2-beta1-flat", 1.35),
+        ("epsilon-alpha2-beta1", 1.3),
+        ("epsilon-alpha2-beta1-flat", 1.3),
     ],
 )
 @pytest.mark.parametrize("explanations", [1, UNTIL_THEN], ids=["by a plan", "by a program"])

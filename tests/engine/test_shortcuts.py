@@ -43,7 +43,7 @@ ARGUMENTS = {
     aten.unsqueeze.default: (A, 1),
     aten.view.default: (A, [3, -1]),
 }
-"""What operations are tried with; one or two tensors where nothing is said."""
+"""What operations are tried with; as many tensors as they take where nothing is said."""
 
 
 def arguments_of(operation: torch._ops.OpOverload) -> tuple[object, ...]:
@@ -52,7 +52,7 @@ def arguments_of(operation: torch._ops.OpOverload) -> tuple[object, ...]:
     inputs = sum(
         argument.type.kind() == "TensorType" and not argument.is_out for argument in operation._schema.arguments
     )
-    return (A, B)[:inputs]
+    return (A, B, B)[:inputs]
 
 
 def copied(value: object) -> object:
