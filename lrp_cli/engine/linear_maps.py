@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lrp_cli.engine.processors import multiplies_matrices_well
 from lrp_cli.engine.weights import WeightCache
 
 
@@ -228,14 +229,15 @@ class Convolution(LinearMap):
     def _is_matrix_for(self, x: Tensor) -> bool:
         """Whether this is a product with a matrix at each position, and faster so: kernels of one entry, on processors.
 
-        Torch's convolutions lay their inputs out anew first, which takes longer than the arithmetic of such kernels.
+        Torch's convolutions lay their inputs out anew first, which may take longer than the arithmetic of such kernels.
         """
         is_pointwise = not self.transposed and self.groups == 1 and self.raw.shape[2:].numel() == 1
         is_plain = is_pointwise and all(step == 1 for step in self.stride) and not any(self.padding)
         positions = x.shape[2:].numel()
         is_worth_it = x.dtype == torch.float32 and x.device.type == "cpu" and (len(x) == 1 or positions >= MANY)
         # Autocast would make another type of matrices, and not of convolutions called as they are here.
-        return is_plain and is_worth_it and x.is_contiguous() and not torch.is_autocast_enabled("cpu")
+        is_known = x.is_contiguous() and not torch.is_autocast_enabled("cpu")
+        return is_plain and is_worth_it and is_known and multiplies_matrices_well()
 
     def channels(self, values: Tensor, y: Tensor) -> Tensor:
         return values.view(-1, *[1] * len(self.stride))

@@ -6,6 +6,8 @@ from typing import TypeVar
 
 import torch
 
+from lrp_cli.engine.processors import multiplies_matrices_well
+
 MOST = 2
 """How many hands there are at most: two bring a folder close to the engine's throughput on two processor cores
 (``python -m tests.benchmarks.commands``; with ``--hands 1``, without). What more would do was never measured."""
@@ -22,9 +24,14 @@ class Crew:
     """
 
     def __init__(self, device: torch.device) -> None:
-        """Prepare to work on a device; what runs on a GPU is not shared."""
+        """Prepare to work on a device; what runs on a GPU is not shared.
+
+        Nor is what runs on a processor that is better at convolutions than at products of matrices: with one thread,
+        torch makes such products of pointwise convolutions.
+        """
         self._threads = torch.get_num_threads()
-        self.hands = min(MOST, self._threads) if device.type == "cpu" else 1
+        is_shared = device.type == "cpu" and multiplies_matrices_well()
+        self.hands = min(MOST, self._threads) if is_shared else 1
         self._executor = ThreadPoolExecutor(self.hands, thread_name_prefix="lrp-explain", initializer=self._begin)
 
     def work(self, on: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:

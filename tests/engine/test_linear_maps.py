@@ -7,11 +7,17 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lrp_cli.engine import linear_maps
 from lrp_cli.engine.linear_maps import MANY, Convolution
 from lrp_cli.engine.weights import WeightCache
 
 FEW, SIDE = 7, 12
 assert FEW**2 < MANY <= SIDE**2
+
+
+@pytest.fixture(autouse=True)
+def _is_good_at_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear_maps, "multiplies_matrices_well", lambda: True)
 
 
 class Called(TorchDispatchMode):
@@ -110,3 +116,8 @@ def test_the_forward_pass_is_the_models_own() -> None:
 def test_under_autocast_products_stay_precise() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         compare(torch.randn(5, 4, 1, 1), torch.randn(1, 4, SIDE, SIDE), is_matrix=False)
+
+
+def test_processors_that_are_better_at_convolutions_are_given_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear_maps, "multiplies_matrices_well", lambda: False)
+    compare(torch.randn(5, 4, 1, 1), torch.randn(1, 4, SIDE, SIDE), is_matrix=False)

@@ -15,6 +15,7 @@ from lrp_cli import load_run
 from lrp_cli.engine import library
 from lrp_cli.errors import EngineError
 from lrp_cli.explainer import Explainer
+from lrp_cli.runs import crew
 from lrp_cli.runs.crew import Crew
 
 Make = Callable[..., Path]
@@ -56,8 +57,9 @@ def pictures(tmp_path: Path, make_picture: Make) -> Path:
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Programs are made as soon as there is a plan; and threads are left as they were."""
+    """Programs are made as soon as there is a plan, on any processor; and threads are left as they were."""
     monkeypatch.setattr(library, "AFTER", 0)
+    monkeypatch.setattr(crew, "multiplies_matrices_well", lambda: True)
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -184,7 +186,7 @@ def test_a_picture_that_cannot_be_explained(
 
 def test_work_is_over_when_an_error_is_raised() -> None:
     torch.set_num_threads(2)
-    crew, over = Crew(torch.device("cpu")), []
+    hands, over = Crew(torch.device("cpu")), []
 
     def work(number: int) -> None:
         if number == 0:
@@ -193,13 +195,20 @@ def test_work_is_over_when_an_error_is_raised() -> None:
         over.append(number)
 
     with pytest.raises(ValueError, match="the first"):
-        crew.work(work, [0, 1])
+        hands.work(work, [0, 1])
     assert over == [1]
     assert threads_of_a_new_thread() == 1
-    crew.close()
+    hands.close()
     assert torch.get_num_threads() == threads_of_a_new_thread() == 2
 
 
 def test_a_gpu_is_not_shared() -> None:
     torch.set_num_threads(2)
     assert Crew(torch.device("cuda")).hands == 1
+
+
+def test_a_processor_is_not_shared_where_one_thread_alone_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.set_num_threads(2)
+    assert Crew(torch.device("cpu")).hands == 2
+    monkeypatch.setattr(crew, "multiplies_matrices_well", lambda: False)
+    assert Crew(torch.device("cpu")).hands == 1
