@@ -17,16 +17,17 @@ def _forgotten():
 
 
 @pytest.mark.parametrize(
-    "vendor, has_mkl, expected",
+    "vendor, has_mkl, capability, expected",
     [
-        ("GenuineIntel", True, True),
-        ("AuthenticAMD", True, False),
-        ("AuthenticAMD", False, True),
+        ("GenuineIntel", True, "AVX512", True),
+        ("AuthenticAMD", True, "AVX512", False),
+        ("AuthenticAMD", True, "AVX2", True),
+        ("AuthenticAMD", False, "AVX512", True),
     ],
 )
 @pytest.mark.parametrize("has_proc", [True, False])
 def test_matrices_are_for_mkl_at_home(
-    vendor: str, has_mkl: bool, expected: bool, has_proc: bool, monkeypatch: pytest.MonkeyPatch
+    vendor: str, has_mkl: bool, capability: str, expected: bool, has_proc: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def read_text(path: Path, **options: str) -> str:
         assert path == Path("/proc/cpuinfo")
@@ -37,4 +38,5 @@ def test_matrices_are_for_mkl_at_home(
     monkeypatch.setattr(Path, "read_text", read_text)
     monkeypatch.setattr(platform, "processor", lambda: f"Family 25 Model 17 Stepping 1, {vendor}")
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: has_mkl)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     assert multiplies_matrices_well() is expected
