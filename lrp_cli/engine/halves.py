@@ -78,11 +78,11 @@ def _halves(flow: Flow, z: Tensor, offset: Tensor, *, both: bool, is_positive: b
         is_precise = bool(torch.add(z, spread, alpha=keeps_digits).min() >= 0)
     positive, negative = (z + spread, torch.sub(z, spread, out=spread)) if both else (spread.add_(z), None)
     if not is_precise:  # what rounding has left of a sum that is next to nothing keeps its sign
-        least = -_rounding(z) / 16
-        if not is_positive:
-            positive = torch.maximum(positive, (z if negative is None else negative) * least, out=positive)
+        least = _rounding(z) / 16
+        if not is_positive:  # else z + A >= A
+            positive = torch.maximum(positive, (z if negative is None else negative) * -least, out=positive)
         if negative is not None:
-            negative = torch.minimum(negative, positive * least, out=negative)
+            negative = torch.minimum(negative, positive * -least, out=negative)
     return Halves(positive, negative, is_precise)
 
 

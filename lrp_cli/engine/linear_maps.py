@@ -234,10 +234,10 @@ class Convolution(LinearMap):
         is_pointwise = not self.transposed and self.groups == 1 and self.raw.shape[2:].numel() == 1
         is_plain = is_pointwise and all(step == 1 for step in self.stride) and not any(self.padding)
         positions = x.shape[2:].numel()
-        is_worth_it = x.dtype == torch.float32 and x.device.type == "cpu" and (len(x) == 1 or positions >= MANY)
+        is_on_processor = x.dtype == torch.float32 and x.device.type == "cpu" and x.is_contiguous()
+        is_worth_it = multiplies_matrices_well() and (len(x) == 1 or positions >= MANY)
         # Autocast would make another type of matrices, and not of convolutions called as they are here.
-        is_known = x.is_contiguous() and not torch.is_autocast_enabled("cpu")
-        return is_plain and is_worth_it and is_known and multiplies_matrices_well()
+        return is_plain and is_on_processor and is_worth_it and not torch.is_autocast_enabled("cpu")
 
     def channels(self, values: Tensor, y: Tensor) -> Tensor:
         return values.view(-1, *[1] * len(self.stride))

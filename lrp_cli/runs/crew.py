@@ -9,8 +9,8 @@ import torch
 from lrp_cli.engine.processors import multiplies_matrices_well
 
 MOST = 2
-"""How many hands there are at most: two bring a folder close to the engine's throughput on two processor cores
-(``python -m tests.benchmarks.commands``; with ``--hands 1``, without). What more would do was never measured."""
+"""How many hands there are at most: where they are of use, two bring a folder close to the engine's throughput on two
+processor cores (``python -m tests.benchmarks.commands``; with ``--hands 1``, without). More were never measured."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -26,8 +26,8 @@ class Crew:
     def __init__(self, device: torch.device) -> None:
         """Prepare to work on a device; what runs on a GPU is not shared.
 
-        Nor is what runs on a processor that is better at convolutions than at products of matrices: with one thread,
-        torch makes such products of pointwise convolutions.
+        Nor is what runs on a processor that is better at convolutions than at products of matrices, which torch makes
+        of pointwise convolutions where it has one thread.
         """
         self._threads = torch.get_num_threads()
         is_shared = device.type == "cpu" and multiplies_matrices_well()

@@ -148,7 +148,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10, help="of the folder five at most")
     parser.add_argument("--pictures", type=int, default=200, help="in a folder; each round takes another folder")
     parser.add_argument("--batches", nargs="+", type=int, default=[8])
-    parser.add_argument("--hands", type=int, default=crew.MOST, help="how many parts of a batch are explained at once")
+    parser.add_argument(
+        "--hands", type=int, default=crew.MOST, help="how many parts of a batch are explained at once at most"
+    )
     arguments = parser.parse_args()
     print("| ratio of medians | |")
     print("| --- | ---: |")

@@ -1,6 +1,7 @@
 """What is known about processors."""
 
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from lrp_cli.engine.processors import multiplies_matrices_well
 
 
 @pytest.fixture(autouse=True)
-def _forgotten():
+def _forgotten() -> Iterator[None]:
     multiplies_matrices_well.cache_clear()
     yield
     multiplies_matrices_well.cache_clear()
@@ -26,7 +27,7 @@ def _forgotten():
     ],
 )
 @pytest.mark.parametrize("has_proc", [True, False])
-def test_matrices_are_for_mkl_at_home(
+def test_matrices_are_slow_where_convolutions_alone_use_avx512(
     vendor: str, has_mkl: bool, capability: str, expected: bool, has_proc: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def read_text(path: Path, **options: str) -> str:
