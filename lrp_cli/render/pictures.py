@@ -69,18 +69,20 @@ def overlay(
         UsageError: no such colour map, or a bad percentile, smoothing or shape.
         EngineError: a value is NaN or infinite.
     """
-    clipped = normalise(relevance, percentile)
+    # In single precision from here on: 8 bits come out.
+    clipped = normalise(relevance, percentile).astype(np.float32)
     height, width = clipped.shape
     level = normalise(smooth(clipped, smoothing * min(height, width) / 224), percentile)
     entries = _entries((level + np.sign(level)) / 2)
-    opacity = (1 + HAZE) * level**2 / (level**2 + HAZE)
+    squared = level * level
+    opacity = (1 + HAZE) * squared / (squared + HAZE)
     photograph = view.convert("L")
     if photograph.size != (width, height):
         photograph = photograph.resize((width, height), Image.Resampling.LANCZOS)
-    grey = np.asarray(photograph, dtype=np.float64)
+    grey = np.asarray(photograph, dtype=np.float32)
     blended = np.empty((height, width, 3), dtype=np.uint8)
     # One channel after the other: numpy is several times slower where the innermost axis is that short.
-    for channel, colours in enumerate(colour_table(colormap).T.astype(np.float64)):
+    for channel, colours in enumerate(colour_table(colormap).T.astype(np.float32)):
         blended[..., channel] = np.rint(grey + (colours.take(entries) - grey) * opacity)
     return Image.fromarray(blended)
 

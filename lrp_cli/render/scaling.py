@@ -12,7 +12,7 @@ from PIL import Image
 
 from lrp_cli.errors import EngineError, UsageError
 
-FloatArray: TypeAlias = npt.NDArray[np.float64]
+FloatArray: TypeAlias = npt.NDArray[np.floating[Any]]
 
 PERCENTILE = 99.5
 """Percentile of ``|R|`` that gets the full colour: of a 224 x 224 picture, the 250 strongest pixels share it."""
@@ -22,6 +22,7 @@ def pixel_relevance(relevance: npt.NDArray[Any]) -> FloatArray:
     """Return the relevance of each pixel, (H, W): the sum over the channels of (C, H, W); (H, W) keeps its values.
 
     The sum, not the mean or the largest, because relevance is conserved: the pixels add up to what the channels did.
+    In float64, but for (H, W) in float32, which stays what it is.
 
     Raises:
         UsageError: ``relevance`` has another number of dimensions, or no pixels.
@@ -32,8 +33,10 @@ def pixel_relevance(relevance: npt.NDArray[Any]) -> FloatArray:
     bad = relevance.size - int(np.count_nonzero(np.isfinite(relevance)))
     if bad:
         raise EngineError(f"{bad} of {relevance.size} relevance values are not finite; try another config")
-    values = relevance.astype(np.float64)
-    return values if values.ndim == 2 else values.sum(axis=0)
+    if relevance.ndim == 2:
+        return relevance if relevance.dtype == np.float32 else relevance.astype(np.float64)
+    pixels: FloatArray = relevance.astype(np.float64).sum(axis=0)
+    return pixels
 
 
 def relevance_limit(relevance: npt.NDArray[Any], percentile: float = PERCENTILE) -> float:
@@ -95,7 +98,7 @@ def smooth(pixels: FloatArray, sigma: float) -> FloatArray:
 
 
 def _resized(values: FloatArray, size: tuple[int, int], how: Image.Resampling) -> FloatArray:
-    return np.asarray(Image.fromarray(values.astype(np.float32)).resize(size, how), dtype=np.float64)
+    return np.asarray(Image.fromarray(values.astype(np.float32)).resize(size, how), dtype=values.dtype)
 
 
 def _blur_both(values: FloatArray, sigma: float) -> FloatArray:
@@ -106,7 +109,7 @@ def _blur_rows(values: FloatArray, sigma: float) -> FloatArray:
     """Blur (H, W) along H."""
     values = np.ascontiguousarray(values)
     height = values.shape[0]
-    blurred, weights = values.copy(), np.ones((height, 1))
+    blurred, weights = values.copy(), np.ones((height, 1), values.dtype)
     for offset in range(1, min(math.ceil(3 * sigma), height - 1) + 1):
         weight = math.exp(-0.5 * (offset / sigma) ** 2)
         weighted = weight * values

@@ -13,6 +13,7 @@ from lrp_cli.models import LoadedModel
 from lrp_cli.runs.crew import Crew
 from lrp_cli.runs.settings import Settings
 from lrp_cli.runs.shares import Explaining, Loaded, Results, Share, failure
+from lrp_cli.runs.turns import usable_cores
 
 MOST_REFUSALS = 4
 """So many pictures are tried in a row before a model is given up that has explained none."""
@@ -50,6 +51,12 @@ class Network:
                 results += done
                 start += len(part)
         return results
+
+    @property
+    def takes_the_processor(self) -> bool:
+        """Whether each operation is shared out among as many threads as this process has cores."""
+        is_shared_out = self._settings.device.type == "cpu" and self._crew.hands == 1
+        return is_shared_out and 1 < torch.get_num_threads() >= usable_cores()
 
     def close(self) -> None:
         """End the threads; nothing can be explained any more."""

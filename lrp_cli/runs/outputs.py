@@ -1,9 +1,8 @@
 """What is written for a picture and a target."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +10,6 @@ from PIL import Image
 
 from lrp_cli import render
 from lrp_cli.images.mapping import Mapping
-from lrp_cli.runs.files import FileInfo, write_whole
 from lrp_cli.runs.whole import shaded, shaded_heatmap, spread
 
 KINDS = ("overlay", "heatmap", "panel", "npy")
@@ -42,15 +40,15 @@ class Explained:
     original: Callable[[], Image.Image] | None = None
 
 
-def write(explained: Explained, outputs: dict[str, Path], root: Path) -> dict[str, FileInfo]:
-    """Write the outputs, kind -> path, below ``root``; no half-written file ever has its final name.
+def draw(explained: Explained, kinds: Iterable[str]) -> dict[str, bytes]:
+    """Return the contents of the outputs, kind -> what its file is to hold.
 
     Raises:
-        LrpError: a file could not be written.
+        EngineError: a value of the relevance is NaN or infinite.
         ImageError: the whole picture could not be read again.
     """
     pictures = _Pictures(explained)
-    return {kind: write_whole(path, pictures.encode(kind), root) for kind, path in outputs.items()}
+    return {kind: pictures.encode(kind) for kind in kinds}
 
 
 class _Pictures:

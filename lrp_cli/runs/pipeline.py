@@ -1,30 +1,41 @@
-"""A run: pictures are decoded ahead, explained in batches, and written and recorded behind, in order."""
+"""A run: pictures are decoded ahead, explained in batches, and drawn, written and recorded behind, in order."""
 
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
+import torch
+
 from lrp_cli.errors import LrpError
 from lrp_cli.explainer import Explainer
 from lrp_cli.models import LoadedModel
-from lrp_cli.runs.files import StorageError
+from lrp_cli.runs.files import StorageError, write_whole
 from lrp_cli.runs.loading import Loader
 from lrp_cli.runs.network import Network
-from lrp_cli.runs.outputs import write
+from lrp_cli.runs.outputs import draw
 from lrp_cli.runs.pictures import Picture
 from lrp_cli.runs.prefetch import Behind, in_order
 from lrp_cli.runs.recording import Recorder
-from lrp_cli.runs.records import Failure, Outcome
+from lrp_cli.runs.records import Failure, Outcome, Record
 from lrp_cli.runs.settings import Settings
-from lrp_cli.runs.shares import Loaded, Unwritten
+from lrp_cli.runs.shares import Loaded, Undrawn
+from lrp_cli.runs.turns import Turns, usable_cores
 
-THREADS = min(4, os.cpu_count() or 1)
+THREADS = min(4, usable_cores())
+"""So many threads read, so many draw, and so many write."""
 
 Sink: TypeAlias = Callable[[Sequence[Outcome]], None]
 """Takes the results of one picture. Called from another thread, in order, once they are recorded."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A result whose outputs are still to be written: kind -> what its file is to hold."""
+
+    record: Record
+    contents: Mapping[str, bytes]
 
 
 @dataclass(frozen=True)
@@ -33,7 +44,7 @@ class Group:
 
     picture: Picture
     loaded: Loaded | None
-    results: Sequence[Unwritten | Outcome]
+    results: Sequence[Undrawn | Drawn | Outcome]
 
 
 class Pipeline:
@@ -46,6 +57,8 @@ class Pipeline:
         self._settings = settings
         self._loader = loader
         self._recorder = recorder
+        # With more cores than it has threads, what comes before and after the network would leave some idle.
+        self._turns = Turns(are_taken=self._network.takes_the_processor and torch.get_num_threads() <= THREADS)
 
     def run(self, pictures: Iterable[Picture], sink: Sink, note: Callable[[str], None]) -> None:
         """Explain pictures; the results of each go to ``sink``, what else the user should know to ``note``.
@@ -62,19 +75,19 @@ class Pipeline:
         with (
             closing(self._network),
             ThreadPoolExecutor(THREADS, thread_name_prefix="lrp-read") as readers,
-            Behind(self._write, record, threads=THREADS, ahead=ahead) as behind,
+            Behind(self._draw, self._write, record, threads=THREADS, ahead=ahead) as behind,
             closing(in_order(readers, self._load, pictures, ahead)) as loaded,
         ):
             for batch in self._batches(loaded):
                 behind.check()
-                for group in self._explain(batch):
+                for group in self._explain(batch, behind.wait_until_drawn):
                     behind.put(group)
                 while self._network.notes:
                     note(self._network.notes.pop())
         self._network.raise_if_refused()
 
     def _load(self, picture: Picture) -> Group:
-        loaded = self._loader.load(picture)
+        loaded = self._loader.load(picture, self._turns.wait)
         if isinstance(loaded, Loaded):
             return Group(picture, loaded, ())
         return Group(picture, None, (loaded,))
@@ -97,25 +110,47 @@ class Pipeline:
         if batch:
             yield batch
 
-    def _explain(self, batch: Sequence[Group]) -> Iterator[Group]:
-        results = iter(self._network.explain([group.loaded for group in batch if group.loaded]))
-        for group in batch:
-            yield replace(group, results=next(results)) if group.loaded else group
+    def _explain(self, batch: Sequence[Group], before: Callable[[], None]) -> list[Group]:
+        loaded = [group.loaded for group in batch if group.loaded]
+        if not loaded:
+            return [*batch]
+        with self._turns.network(before):
+            results = iter(self._network.explain(loaded))
+        return [replace(group, results=next(results)) if group.loaded else group for group in batch]
+
+    def _draw(self, group: Group) -> Group:
+        return replace(group, results=[self._drawn(result) for result in group.results])
+
+    def _drawn(self, result: Undrawn | Drawn | Outcome) -> Drawn | Outcome:
+        if not isinstance(result, Undrawn):
+            return result
+        try:
+            return Drawn(result.record, draw(result.explained, result.record.outputs))
+        except LrpError as error:
+            return _unwritten(result.record, error)
 
     def _write(self, group: Group) -> Group:
         return replace(group, results=[self._written(result) for result in group.results])
 
-    def _written(self, result: Unwritten | Outcome) -> Outcome:
-        if not isinstance(result, Unwritten):
+    def _written(self, result: Undrawn | Drawn | Outcome) -> Undrawn | Outcome:
+        if not isinstance(result, Drawn):
             return result
         record = result.record
         try:
-            return replace(record, files=write(result.explained, record.outputs, self._settings.directory))
+            files = {
+                kind: write_whole(record.outputs[kind], data, self._settings.directory)
+                for kind, data in result.contents.items()
+            }
         except StorageError:
             raise
         except LrpError as error:
-            return Failure(record.image, f"{record.image}: {error}")
+            return _unwritten(record, error)
+        return replace(record, files=files)
+
+
+def _unwritten(record: Record, error: LrpError) -> Failure:
+    return Failure(record.image, f"{record.image}: {error}")
 
 
 def _outcomes(group: Group) -> list[Outcome]:
-    return [result for result in group.results if not isinstance(result, Unwritten)]
+    return [result for result in group.results if not isinstance(result, Undrawn | Drawn)]

@@ -5,7 +5,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
@@ -16,6 +16,7 @@ RECORDER = "lrp-record"
 """The name of the thread that records."""
 
 Item = TypeVar("Item")
+Drawn = TypeVar("Drawn")
 Result = TypeVar("Result")
 
 
@@ -40,32 +41,49 @@ def in_order(
             future.cancel()
 
 
-class Behind(Generic[Item, Result]):
+class Behind(Generic[Item, Drawn, Result]):
     """Works on items in threads, and hands the results on in order, each as soon as it and those before it are ready.
 
-    ``sink`` runs in a thread of its own, so that neither what is computed next nor a signal to the main thread holds
-    up or breaks off what is being recorded.
+    Work has two steps with threads of their own: ``draw``, which needs the processor, and ``write``, which mostly waits
+    for the disk. ``sink`` runs in a thread of its own, so that neither what is computed next nor a signal to the main
+    thread holds up or breaks off what is being recorded.
     """
 
     def __init__(
-        self, work: Callable[[Item], Result], sink: Callable[[Result], None], *, threads: int, ahead: int
+        self,
+        draw: Callable[[Item], Drawn],
+        write: Callable[[Drawn], Result],
+        sink: Callable[[Result], None],
+        *,
+        threads: int,
+        ahead: int,
     ) -> None:
-        """Prepare to hold at most ``ahead`` items."""
-        self._work = work
+        """Prepare to hold at most ``ahead`` items, with so many ``threads`` for each step."""
+        self._draw = draw
+        self._write = write
         self._sink = sink
-        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="lrp-write")
+        self._drawers = ThreadPoolExecutor(threads, thread_name_prefix="lrp-draw")
+        self._writers = ThreadPoolExecutor(threads, thread_name_prefix="lrp-write")
+        self._drawing: list[Future[Drawn]] = []
         self._queue: queue.Queue[Future[Result] | None] = queue.Queue(ahead)
         self._problem: BaseException | None = None
         # A daemon: where the reader of our output stands still, the thread may never end.
         self._thread = threading.Thread(target=self._hand_on, name=RECORDER, daemon=True)
 
     def put(self, item: Item) -> None:
-        """Take an item; waits while too many are on their way, and raises what ``work`` or ``sink`` raised."""
+        """Take an item; waits while too many are on their way, and raises what a step or ``sink`` raised."""
         self.check()
-        self._queue.put(self._executor.submit(self._work, item))
+        drawn = self._drawers.submit(self._draw, item)
+        self._drawing = [future for future in self._drawing if not future.done()] + [drawn]
+        self._queue.put(self._writers.submit(lambda: self._write(drawn.result())))
+
+    def wait_until_drawn(self) -> None:
+        """Return when all items have been drawn; they may be still to be written."""
+        wait(self._drawing)
+        self._drawing = []
 
     def check(self) -> None:
-        """Raise what ``work`` or ``sink`` raised."""
+        """Raise what a step or ``sink`` raised."""
         if self._problem is not None:
             raise self._problem
 
@@ -81,7 +99,8 @@ class Behind(Generic[Item, Result]):
         with contextlib.suppress(queue.Full):
             self._queue.put(None, timeout=PATIENCE if in_haste else None)
         self._thread.join(PATIENCE if in_haste else None)
-        self._executor.shutdown(wait=not in_haste, cancel_futures=in_haste)
+        for executor in (self._drawers, self._writers):
+            executor.shutdown(wait=not in_haste, cancel_futures=in_haste)
         if error is None:
             self.check()
 

@@ -40,14 +40,14 @@ class Loaded:
 
 
 @dataclass(frozen=True)
-class Unwritten:
-    """A result whose outputs are still to be written."""
+class Undrawn:
+    """A result whose outputs are still to be drawn."""
 
     record: Record
     explained: Explained
 
 
-Results: TypeAlias = "list[Unwritten | Failure]"
+Results: TypeAlias = "list[Undrawn | Failure]"
 """What there is of one picture: for every target a result, or why there is none."""
 
 
@@ -117,7 +117,7 @@ class Explaining:
             seconds = round((time.perf_counter() - begun) / at_once, 6)
             for result, of, (record, drawn) in zip(results, wanted, explained, strict=True):
                 if turn < len(of.scores):
-                    result.append(Unwritten(replace(record, seconds=seconds), drawn))
+                    result.append(Undrawn(replace(record, seconds=seconds), drawn))
             begun = time.perf_counter()
         return results
 

@@ -109,12 +109,12 @@ def test_a_result_does_not_wait_for_later_batches() -> None:
         seen.append(value)
         arrived.set()
 
-    with Behind(lambda value: 2 * value, sink, threads=2, ahead=16) as behind:
+    with Behind(lambda value: 2 * value, lambda value: value + 1, sink, threads=2, ahead=16) as behind:
         behind.put(1)
         assert arrived.wait(10)
-        assert seen == [2]
+        assert seen == [3]
         behind.put(2)
-    assert seen == [2, 4]
+    assert seen == [3, 5]
 
 
 def test_what_the_sink_raises_stops_the_run_and_nothing_more_is_handed_on() -> None:
@@ -127,7 +127,7 @@ def test_what_the_sink_raises_stops_the_run_and_nothing_more_is_handed_on() -> N
             raise KeyError(value)
         seen.append(value)
 
-    with pytest.raises(KeyError), Behind(lambda value: value, sink, threads=3, ahead=2) as behind:
+    with pytest.raises(KeyError), Behind(lambda value: value, lambda value: value, sink, threads=3, ahead=2) as behind:
         for value in range(1000):
             behind.put(value)
     assert seen == [0, 1, 2]
