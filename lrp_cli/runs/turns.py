@@ -23,10 +23,10 @@ class Turns:
     @contextmanager
     def network(self, before: Callable[[], None]) -> Iterator[None]:
         """Keep the gate closed, from when ``before`` has returned; it is waited for only where turns are taken."""
-        if self._are_taken:
-            before()
-            self._is_open.clear()
         try:
+            if self._are_taken:
+                before()
+                self._is_open.clear()
             yield
         finally:
             self._is_open.set()
