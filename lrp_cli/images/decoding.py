@@ -39,21 +39,6 @@ class Decoded:
     orientation: int
 
 
-def check_file(path: Path) -> None:
-    """Raise an ImageError where there is no file to read: nothing, a directory, a pipe, or no contents."""
-    try:
-        status = path.stat()
-    except OSError as error:
-        reason = "no such file" if isinstance(error, FileNotFoundError) else _reason(error)
-        raise ImageError(f"{path}: {reason}") from None
-    if stat.S_ISDIR(status.st_mode):
-        raise ImageError(f"{path}: is a directory, not a picture")
-    if not stat.S_ISREG(status.st_mode):
-        raise ImageError(f"{path}: is not a regular file")
-    if status.st_size == 0:
-        raise ImageError(f"{path}: is empty (0 bytes)")
-
-
 def decode(path: Path) -> Image.Image:
     """Decode the first frame of ``path`` to an upright 8-bit RGB picture of width x height pixels.
 
@@ -73,7 +58,7 @@ def read_picture(path: Path, data: bytes | None = None) -> Decoded:
         ImageError: as :func:`decode` does.
     """
     if data is None:
-        check_file(path)
+        _check_file(path)
     elif not data:
         raise ImageError(f"{path}: is empty (0 bytes)")
     source = path if data is None else io.BytesIO(data)
@@ -132,6 +117,20 @@ def _orientation(image: Image.Image) -> int:
     except Exception:  # damaged metadata, see read_picture
         return 1
     return value if value in range(1, 9) else 1
+
+
+def _check_file(path: Path) -> None:
+    try:
+        status = path.stat()
+    except OSError as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else _reason(error)
+        raise ImageError(f"{path}: {reason}") from None
+    if stat.S_ISDIR(status.st_mode):
+        raise ImageError(f"{path}: is a directory, not a picture")
+    if not stat.S_ISREG(status.st_mode):
+        raise ImageError(f"{path}: is not a regular file")
+    if status.st_size == 0:
+        raise ImageError(f"{path}: is empty (0 bytes)")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -72,7 +72,7 @@ def overlay(
     # In single precision from here on: 8 bits come out.
     clipped = normalise(relevance, percentile).astype(np.float32)
     height, width = clipped.shape
-    level = normalise(smooth(clipped, smoothing * min(height, width) / 224), percentile)
+    level = normalise(smooth(clipped, smoothing * min(height, width) / 224), percentile).astype(np.float32)
     entries = _entries((level + np.sign(level)) / 2)
     squared = level * level
     opacity = (1 + HAZE) * squared / (squared + HAZE)

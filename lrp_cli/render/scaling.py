@@ -22,7 +22,6 @@ def pixel_relevance(relevance: npt.NDArray[Any]) -> FloatArray:
     """Return the relevance of each pixel, (H, W): the sum over the channels of (C, H, W); (H, W) keeps its values.
 
     The sum, not the mean or the largest, because relevance is conserved: the pixels add up to what the channels did.
-    In float64, but for (H, W) in float32, which stays what it is.
 
     Raises:
         UsageError: ``relevance`` has another number of dimensions, or no pixels.
@@ -33,10 +32,8 @@ def pixel_relevance(relevance: npt.NDArray[Any]) -> FloatArray:
     bad = relevance.size - int(np.count_nonzero(np.isfinite(relevance)))
     if bad:
         raise EngineError(f"{bad} of {relevance.size} relevance values are not finite; try another config")
-    if relevance.ndim == 2:
-        return relevance if relevance.dtype == np.float32 else relevance.astype(np.float64)
-    pixels: FloatArray = relevance.astype(np.float64).sum(axis=0)
-    return pixels
+    values = relevance.astype(np.float64)
+    return values if values.ndim == 2 else values.sum(axis=0)
 
 
 def relevance_limit(relevance: npt.NDArray[Any], percentile: float = PERCENTILE) -> float:

@@ -1,11 +1,10 @@
 """From a file to what the network takes in, in other threads; what is recorded already is left out."""
 
 import hashlib
-from collections.abc import Callable
 from functools import cache
 
 from lrp_cli.errors import ImageError, UsageError
-from lrp_cli.images.decoding import check_file, read_picture
+from lrp_cli.images.decoding import read_picture
 from lrp_cli.models import LoadedModel, Target, parse_target
 from lrp_cli.runs.files import sha256_of
 from lrp_cli.runs.pictures import Picture
@@ -13,10 +12,6 @@ from lrp_cli.runs.records import Failure, Skipped
 from lrp_cli.runs.resume import Resume
 from lrp_cli.runs.settings import Provenance, Settings
 from lrp_cli.runs.shares import Loaded
-
-
-def _at_once() -> None:
-    """Wait for nothing."""
 
 
 class Loader:
@@ -35,15 +30,12 @@ class Loader:
         self._parse = cache(lambda text: parse_target(text, model.labels))
         self._targets = self._parsed(settings.targets)
 
-    def load(self, picture: Picture, before_decoding: Callable[[], None] = _at_once) -> Loaded | Skipped | Failure:
-        """Return the picture, or the records of an earlier run, or why it cannot be explained.
-
-        ``before_decoding`` is called when the file has been read, and what follows needs the processor.
-        """
+    def load(self, picture: Picture) -> Loaded | Skipped | Failure:
+        """Return the picture, or the records of an earlier run, or why it cannot be explained."""
         try:
             settings = self._provenance.digest(picture.targets)
             done = None if self._settings.force else self._recorded(picture, settings)
-            return done or self._load(picture, settings, before_decoding)
+            return done or self._load(picture, settings)
         except (ImageError, UsageError) as error:
             shown = str(picture.path)
             reason = str(error)
@@ -59,13 +51,15 @@ class Loader:
             return None  # decoding it says what is wrong
         return None if records is None else Skipped(picture.path, records)
 
-    def _load(self, picture: Picture, settings: str, before_decoding: Callable[[], None]) -> Loaded:
+    def _load(self, picture: Picture, settings: str) -> Loaded:
         targets = self._parsed(picture.targets) if picture.targets else self._targets
-        sha256, size = _contents(picture)
-        before_decoding()
         decoded = read_picture(picture.path, picture.data)
         preprocessing = self._model.preprocessing
         view = preprocessing.view(decoded.image)
+        try:
+            sha256, size = _sha256(picture), picture.path.stat().st_size if picture.data is None else len(picture.data)
+        except OSError as error:
+            raise ImageError(f"{picture.path}: {error.strerror or error}") from error
         return Loaded(
             picture=picture,
             view=view,
@@ -79,19 +73,6 @@ class Loader:
 
     def _parsed(self, texts: tuple[str, ...]) -> tuple[Target, ...]:
         return tuple(self._parse(text) for text in texts)
-
-
-def _contents(picture: Picture) -> tuple[str, int]:
-    """Return the SHA-256 and the size in bytes of a picture's file; raises an ImageError where it cannot be read."""
-    if picture.data is not None:
-        return _sha256(picture), len(picture.data)
-    check_file(picture.path)
-    try:
-        return _sha256(picture), picture.path.stat().st_size
-    except PermissionError:
-        raise ImageError(f"{picture.path}: permission denied") from None
-    except OSError as error:
-        raise ImageError(f"{picture.path}: {error.strerror or error}") from error
 
 
 def _sha256(picture: Picture) -> str:

@@ -18,7 +18,7 @@ DEFAULT_KINDS = ("overlay", "npy")
 
 @dataclass(frozen=True)
 class Explained:
-    """What there is to write.
+    """What there is to draw.
 
     Attributes:
         view: the picture as the network saw it.

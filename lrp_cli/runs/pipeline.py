@@ -6,8 +6,6 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-import torch
-
 from lrp_cli.errors import LrpError
 from lrp_cli.explainer import Explainer
 from lrp_cli.models import LoadedModel
@@ -58,7 +56,7 @@ class Pipeline:
         self._loader = loader
         self._recorder = recorder
         # With more cores than it has threads, what comes before and after the network would leave some idle.
-        self._turns = Turns(are_taken=self._network.takes_the_processor and torch.get_num_threads() <= THREADS)
+        self._turns = Turns(are_taken=self._network.takes_the_processor and usable_cores() <= THREADS)
 
     def run(self, pictures: Iterable[Picture], sink: Sink, note: Callable[[str], None]) -> None:
         """Explain pictures; the results of each go to ``sink``, what else the user should know to ``note``.
@@ -77,6 +75,7 @@ class Pipeline:
             ThreadPoolExecutor(THREADS, thread_name_prefix="lrp-read") as readers,
             Behind(self._draw, self._write, record, threads=THREADS, ahead=ahead) as behind,
             closing(in_order(readers, self._load, pictures, ahead)) as loaded,
+            closing(self._turns),
         ):
             for batch in self._batches(loaded):
                 behind.check()
@@ -87,7 +86,8 @@ class Pipeline:
         self._network.raise_if_refused()
 
     def _load(self, picture: Picture) -> Group:
-        loaded = self._loader.load(picture, self._turns.wait)
+        self._turns.wait()
+        loaded = self._loader.load(picture)
         if isinstance(loaded, Loaded):
             return Group(picture, loaded, ())
         return Group(picture, None, (loaded,))
@@ -119,6 +119,9 @@ class Pipeline:
         return [replace(group, results=next(results)) if group.loaded else group for group in batch]
 
     def _draw(self, group: Group) -> Group:
+        if self._settings.full or len(group.results) > 1:
+            # So much is written as soon as it is drawn: it would fill the memory where the disk is slow.
+            return replace(group, results=[self._written(self._drawn(result)) for result in group.results])
         return replace(group, results=[self._drawn(result) for result in group.results])
 
     def _drawn(self, result: Undrawn | Drawn | Outcome) -> Drawn | Outcome:
@@ -127,7 +130,7 @@ class Pipeline:
         try:
             return Drawn(result.record, draw(result.explained, result.record.outputs))
         except LrpError as error:
-            return _unwritten(result.record, error)
+            return _failed(result.record, error)
 
     def _write(self, group: Group) -> Group:
         return replace(group, results=[self._written(result) for result in group.results])
@@ -144,11 +147,11 @@ class Pipeline:
         except StorageError:
             raise
         except LrpError as error:
-            return _unwritten(record, error)
+            return _failed(record, error)
         return replace(record, files=files)
 
 
-def _unwritten(record: Record, error: LrpError) -> Failure:
+def _failed(record: Record, error: LrpError) -> Failure:
     return Failure(record.image, f"{record.image}: {error}")
 
 

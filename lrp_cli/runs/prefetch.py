@@ -16,7 +16,7 @@ RECORDER = "lrp-record"
 """The name of the thread that records."""
 
 Item = TypeVar("Item")
-Drawn = TypeVar("Drawn")
+Intermediate = TypeVar("Intermediate")
 Result = TypeVar("Result")
 
 
@@ -41,7 +41,7 @@ def in_order(
             future.cancel()
 
 
-class Behind(Generic[Item, Drawn, Result]):
+class Behind(Generic[Item, Intermediate, Result]):
     """Works on items in threads, and hands the results on in order, each as soon as it and those before it are ready.
 
     Work has two steps with threads of their own: ``draw``, which needs the processor, and ``write``, which mostly waits
@@ -51,8 +51,8 @@ class Behind(Generic[Item, Drawn, Result]):
 
     def __init__(
         self,
-        draw: Callable[[Item], Drawn],
-        write: Callable[[Drawn], Result],
+        draw: Callable[[Item], Intermediate],
+        write: Callable[[Intermediate], Result],
         sink: Callable[[Result], None],
         *,
         threads: int,
@@ -64,7 +64,7 @@ class Behind(Generic[Item, Drawn, Result]):
         self._sink = sink
         self._drawers = ThreadPoolExecutor(threads, thread_name_prefix="lrp-draw")
         self._writers = ThreadPoolExecutor(threads, thread_name_prefix="lrp-write")
-        self._drawing: list[Future[Drawn]] = []
+        self._drawing: list[Future[Intermediate]] = []
         self._queue: queue.Queue[Future[Result] | None] = queue.Queue(ahead)
         self._problem: BaseException | None = None
         # A daemon: where the reader of our output stands still, the thread may never end.
@@ -78,9 +78,10 @@ class Behind(Generic[Item, Drawn, Result]):
         self._queue.put(self._writers.submit(lambda: self._write(drawn.result())))
 
     def wait_until_drawn(self) -> None:
-        """Return when all items have been drawn; they may be still to be written."""
+        """Return when all items have been drawn, which may be still to be written; raises what :meth:`check` does."""
         wait(self._drawing)
         self._drawing = []
+        self.check()
 
     def check(self) -> None:
         """Raise what a step or ``sink`` raised."""
@@ -100,7 +101,7 @@ class Behind(Generic[Item, Drawn, Result]):
             self._queue.put(None, timeout=PATIENCE if in_haste else None)
         self._thread.join(PATIENCE if in_haste else None)
         for executor in (self._drawers, self._writers):
-            executor.shutdown(wait=not in_haste, cancel_futures=in_haste)
+            executor.shutdown(wait=not in_haste, cancel_futures=in_haste or self._problem is not None)
         if error is None:
             self.check()
 

@@ -115,9 +115,9 @@ class Explaining:
             scores = [(of.scores[turn : turn + 1] or of.scores[:1] or (Score(0),))[0] for of in wanted]
             explained = [*self._explain_scores(share.pictures, forward, scores, keep=turn + 1 < rounds)]
             seconds = round((time.perf_counter() - begun) / at_once, 6)
-            for result, of, (record, drawn) in zip(results, wanted, explained, strict=True):
+            for result, of, (record, explanation) in zip(results, wanted, explained, strict=True):
                 if turn < len(of.scores):
-                    result.append(Undrawn(replace(record, seconds=seconds), drawn))
+                    result.append(Undrawn(replace(record, seconds=seconds), explanation))
             begun = time.perf_counter()
         return results
 

@@ -1,24 +1,26 @@
 """The network and the rest of a run, one after the other."""
 
+import signal
 import threading
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from lrp_cli.errors import LrpError
-from lrp_cli.explainer import Explainer
+from lrp_cli.errors import ConfigError
 from lrp_cli.images.preprocessing import Preprocessing
-from lrp_cli.runs import crew, network, outputs, pipeline
+from lrp_cli.runs import crew, loading, network, outputs, pipeline
+from lrp_cli.runs.files import StorageError
 from lrp_cli.runs.prefetch import Behind
+from lrp_cli.runs.signals import Interrupted
 from lrp_cli.runs.turns import Turns
 
 Make = Callable[..., Path]
 PICTURES = 24
-BATCH = "4"
 
 
 @pytest.fixture
@@ -29,11 +31,27 @@ def pictures(tmp_path: Path, make_picture: Make) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a machine with two cores, on which both work on one operation."""
+def two_cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As on a machine with two cores, on which both work on one operation; threads are left as they were."""
     monkeypatch.setattr(crew, "multiplies_matrices_well", lambda: False)
     monkeypatch.setattr(network, "usable_cores", lambda: 2)
+    monkeypatch.setattr(pipeline, "usable_cores", lambda: 2)
     monkeypatch.setattr(pipeline, "THREADS", 2)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def explain(lrp, pictures: Path, tmp_path: Path) -> Callable[..., Any]:
+    """Explain all pictures, with as many threads as there are cores."""
+
+    def explain(*options: str, threads: str = "2") -> Any:
+        return lrp.explain(
+            pictures, "-o", tmp_path / "out", "--json", "-b", "4", "--threads", threads, "--device", "cpu", *options
+        )
+
+    return explain
 
 
 class Diary:
@@ -78,10 +96,8 @@ def diary(monkeypatch: pytest.MonkeyPatch) -> Diary:
     return kept
 
 
-def test_nothing_is_prepared_or_drawn_while_the_network_has_all_cores(
-    lrp, pictures: Path, tmp_path: Path, diary: Diary
-) -> None:
-    result = lrp.explain(pictures, "-o", tmp_path / "out", "--json", "-b", BATCH, "--threads", "2")
+def test_nothing_is_drawn_while_the_network_has_all_cores(lrp, explain, tmp_path: Path, diary: Diary) -> None:
+    result = explain()
     assert result.code == 0, result.err
     assert len(result.records) == PICTURES
     assert sorted(diary.done) == ["draw"] * PICTURES + ["view"] * PICTURES
@@ -89,61 +105,88 @@ def test_nothing_is_prepared_or_drawn_while_the_network_has_all_cores(
     assert lrp("verify", tmp_path / "out").code == 0
 
 
-@pytest.mark.parametrize("threads", ["1", "3"])
-def test_other_numbers_of_threads_take_no_turns(
-    lrp, pictures: Path, tmp_path: Path, diary: Diary, threads: str
-) -> None:
-    """One leaves a core for everything else; with three, fewer would work on everything else."""
-    result = lrp.explain(pictures, "-o", tmp_path / "out", "-b", BATCH, "--threads", threads)
-    assert result.code == 0, result.err
+def test_every_picture_waits_for_its_turn_before_it_is_read(explain, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: dict[str, list[str]] = defaultdict(list)
+
+    def noting(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*arguments: Any) -> Any:
+            done[threading.current_thread().name].append(name)
+            return work(*arguments)
+
+        return noted
+
+    monkeypatch.setattr(Turns, "wait", noting("wait", Turns.wait))
+    monkeypatch.setattr(loading, "read_picture", noting("read", loading.read_picture))
+    assert explain().code == 0
+    assert sum(map(len, done.values())) == 2 * PICTURES
+    assert all(steps == ["wait", "read"] * (len(steps) // 2) for steps in done.values())
+
+
+def test_one_thread_leaves_a_core_for_everything_else(explain, diary: Diary) -> None:
+    assert explain(threads="1").code == 0
     assert {"draw", "view"} <= set(diary.beside)
 
 
-def test_a_disk_that_is_full_ends_the_run(
-    lrp, pictures: Path, tmp_path: Path, diary: Diary, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from lrp_cli.runs.files import StorageError
+def test_more_cores_than_readers_are_not_left_idle(explain, diary: Diary, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (network, pipeline):
+        monkeypatch.setattr(module, "usable_cores", lambda: 3)
+    assert explain(threads="3").code == 0
+    assert {"draw", "view"} <= set(diary.beside)
 
+
+def test_several_targets_are_written_one_by_one(explain, diary: Diary, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawn and not yet written, they would fill the memory."""
+    monkeypatch.setattr(pipeline, "write_whole", diary.watch("write", pipeline.write_whole))
+    result = explain("--target", "top:3", "--save", "overlay", "-b", "1")
+    assert result.code == 0, result.err
+    steps = [step for step in diary.done if step != "view"]
+    assert len(steps) == 2 * 3 * PICTURES
+    pending = [sum(1 if step == "draw" else -1 for step in steps[:end]) for end in range(len(steps))]
+    assert max(pending) <= pipeline.THREADS
+
+
+def test_a_disk_that_is_full_ends_the_run(explain, diary: Diary, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(path: Path, *_: object) -> None:
         raise StorageError(f"cannot write {path}: No space left on device")
 
     monkeypatch.setattr(pipeline, "write_whole", full)
-    result = lrp.explain(pictures, "-o", tmp_path / "out", "-b", BATCH, "--threads", "2")
+    result = explain()
     assert result.code == 1
     assert "No space left" in result.err
     assert len(diary.done) < 2 * PICTURES
 
 
-def test_a_batch_that_cannot_be_explained_leaves_the_gate_open(
-    lrp, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("problem", "code"), [(ConfigError("the config does not fit"), 4), (Interrupted(signal.SIGINT), 130)]
+)
+def test_whatever_ends_the_run_while_pictures_wait(
+    explain, monkeypatch: pytest.MonkeyPatch, problem: BaseException, code: int
 ) -> None:
-    forward = Explainer.forward
-    failed: list[int] = []
+    def failing(*_: object) -> None:
+        time.sleep(0.1)  # the readers reach the gate
+        raise problem
 
-    def failing(self: Explainer, x: torch.Tensor, **options: Any) -> object:
-        if not failed or (len(failed) < 2 and len(x) == 1):
-            failed.append(len(x))
-            raise LrpError("a value is not finite")
-        return forward(self, x, **options)
-
-    monkeypatch.setattr(Explainer, "forward", failing)
-    result = lrp.explain(pictures, "-o", tmp_path / "out", "--json", "-b", BATCH, "--threads", "2")
-    assert result.code == 1
-    assert failed == [4, 1]
-    assert len(result.records) == PICTURES - 1
+    monkeypatch.setattr(network.Network, "explain", failing)
+    assert explain().code == code
 
 
 def test_the_gate() -> None:
     turns, came = Turns(are_taken=True), threading.Event()
-    before: list[bool] = []
     waiting = threading.Thread(target=lambda: (turns.wait(), came.set()))
     turns.wait()
-    with pytest.raises(KeyError), turns.network(lambda: before.append(came.is_set())):
+    with pytest.raises(KeyError), turns.network(turns.wait):
         waiting.start()
         assert not came.wait(0.2)
         raise KeyError
     assert came.wait(10)
-    assert before == [False]
+
+
+def test_a_gate_that_a_signal_has_left_closed_is_opened_at_the_end() -> None:
+    turns = Turns(are_taken=True)
+    turn = turns.network(lambda: None)
+    turn.__enter__()
+    turns.close()
+    turns.wait()
 
 
 def test_a_gate_that_stays_open() -> None:
@@ -187,3 +230,22 @@ def test_what_cannot_be_drawn_does_not_hold_up_whoever_waits() -> None:
     with pytest.raises(KeyError), Behind(draw, lambda value: value, print, threads=1, ahead=8) as behind:
         behind.put(1)
         behind.wait_until_drawn()
+
+
+def test_what_is_not_drawn_yet_is_left_when_the_run_has_failed() -> None:
+    drawn: list[int] = []
+    may_draw = threading.Event()
+
+    def draw(value: int) -> int:
+        if value > 0:
+            may_draw.wait(0.3)
+        drawn.append(value)
+        return value
+
+    def write(value: int) -> int:
+        raise KeyError(value)
+
+    with pytest.raises(KeyError), Behind(draw, write, print, threads=1, ahead=64) as behind:
+        for value in range(32):
+            behind.put(value)
+    assert len(drawn) < 8
