@@ -69,7 +69,7 @@ def overlay(
         UsageError: no such colour map, or a bad percentile, smoothing or shape.
         EngineError: a value is NaN or infinite.
     """
-    # In single precision from here on: 8 bits come out.
+    # Blurred and blended in single precision: 8 bits come out.
     clipped = normalise(relevance, percentile).astype(np.float32)
     height, width = clipped.shape
     level = normalise(smooth(clipped, smoothing * min(height, width) / 224), percentile).astype(np.float32)

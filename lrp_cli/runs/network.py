@@ -54,7 +54,7 @@ class Network:
 
     @property
     def takes_the_processor(self) -> bool:
-        """Whether each operation is shared out among as many threads as this process has cores."""
+        """Whether each operation is always shared out among as many threads as this process has cores."""
         is_shared_out = self._settings.device.type == "cpu" and self._crew.hands == 1
         return is_shared_out and 1 < torch.get_num_threads() >= usable_cores()
 

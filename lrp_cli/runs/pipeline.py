@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -19,6 +19,7 @@ from lrp_cli.runs.recording import Recorder
 from lrp_cli.runs.records import Failure, Outcome, Record
 from lrp_cli.runs.settings import Settings
 from lrp_cli.runs.shares import Loaded, Undrawn
+from lrp_cli.runs.targets import is_single
 from lrp_cli.runs.turns import Turns, usable_cores
 
 THREADS = min(4, usable_cores())
@@ -55,8 +56,7 @@ class Pipeline:
         self._settings = settings
         self._loader = loader
         self._recorder = recorder
-        # With more cores than it has threads, what comes before and after the network would leave some idle.
-        self._turns = Turns(are_taken=self._network.takes_the_processor and usable_cores() <= THREADS)
+        self._turns = Turns(are_taken=self._network.takes_the_processor and _draws_on_all_cores(settings))
 
     def run(self, pictures: Iterable[Picture], sink: Sink, note: Callable[[str], None]) -> None:
         """Explain pictures; the results of each go to ``sink``, what else the user should know to ``note``.
@@ -114,7 +114,9 @@ class Pipeline:
         loaded = [group.loaded for group in batch if group.loaded]
         if not loaded:
             return [*batch]
-        with self._turns.network(before):
+        # Each thread needs a picture to draw, and none is to wait for the disk, as _draw does with several results.
+        pays = len(loaded) >= THREADS and is_single([one.targets for one in loaded])
+        with self._turns.network(before) if pays else nullcontext():
             results = iter(self._network.explain(loaded))
         return [replace(group, results=next(results)) if group.loaded else group for group in batch]
 
@@ -149,6 +151,11 @@ class Pipeline:
         except LrpError as error:
             return _failed(record, error)
         return replace(record, files=files)
+
+
+def _draws_on_all_cores(settings: Settings) -> bool:
+    """Return whether pictures are drawn by as many threads as there are cores: panels are by one, in Python."""
+    return usable_cores() <= THREADS and "panel" not in settings.kinds and not settings.full
 
 
 def _failed(record: Record, error: LrpError) -> Failure:

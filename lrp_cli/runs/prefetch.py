@@ -3,14 +3,18 @@
 import contextlib
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
 PATIENCE = 10.0
 """How long a run that was broken off waits, in seconds, for whoever reads its results."""
+
+PAUSE = 0.001
+"""In seconds: how long whoever waits for drawings sleeps before it looks again."""
 
 RECORDER = "lrp-record"
 """The name of the thread that records."""
@@ -78,9 +82,15 @@ class Behind(Generic[Item, Intermediate, Result]):
         self._queue.put(self._writers.submit(lambda: self._write(drawn.result())))
 
     def wait_until_drawn(self) -> None:
-        """Return when all items have been drawn, which may be still to be written; raises what :meth:`check` does."""
-        wait(self._drawing)
-        self._drawing = []
+        """Return when all items have been drawn, which may be still to be written; raises what went wrong with them.
+
+        Looks again and again, since a signal would leave the locks locked that ``concurrent.futures.wait`` takes.
+        """
+        while not all(future.done() for future in self._drawing):
+            time.sleep(PAUSE)
+        drawn, self._drawing = self._drawing, []
+        for future in drawn:
+            future.result()
         self.check()
 
     def check(self) -> None:

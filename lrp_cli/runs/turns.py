@@ -14,7 +14,8 @@ class Turns:
 
     Torch gives each of its threads an equal part of an operation, and all of them wait for the last. Whatever else
     takes one of their cores for a while holds up all of them: a picture that is decoded or drawn meanwhile costs as
-    much as if nothing had run beside it. In turns it has all cores. Those who are past the gate already carry on.
+    much as if nothing had run beside it. In turns it has all cores. Those who are past the gate already carry on; files
+    that are slow to read are read in their turn, too, and the network waits for them.
 
     The gate has no lock: a signal may break off whatever the main thread does, and would leave it locked.
     """

@@ -172,7 +172,7 @@ def test_whatever_ends_the_run_while_pictures_wait(
 
 def test_the_gate() -> None:
     turns, came = Turns(are_taken=True), threading.Event()
-    waiting = threading.Thread(target=lambda: (turns.wait(), came.set()))
+    waiting = threading.Thread(target=lambda: (turns.wait(), came.set()), daemon=True)
     turns.wait()
     with pytest.raises(KeyError), turns.network(turns.wait):
         waiting.start()
@@ -181,12 +181,35 @@ def test_the_gate() -> None:
     assert came.wait(10)
 
 
-def test_a_gate_that_a_signal_has_left_closed_is_opened_at_the_end() -> None:
-    turns = Turns(are_taken=True)
-    turn = turns.network(lambda: None)
-    turn.__enter__()
-    turns.close()
-    turns.wait()
+def test_a_gate_that_a_signal_has_left_closed_is_opened_at_the_end(explain, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: Turns, _: object) -> None:
+        self._is_closed = True
+        time.sleep(0.1)  # the readers reach the gate
+        raise Interrupted(signal.SIGINT)
+
+    monkeypatch.setattr(Turns, "network", broken)
+    codes: list[int] = []
+    running = threading.Thread(target=lambda: codes.append(explain().code), daemon=True)
+    running.start()
+    running.join(60)
+    assert codes == [130]
+
+
+@pytest.mark.parametrize("options", [("--save", "panel"), ("--full",), ("--target", "top:2"), ("-b", "1")])
+def test_no_turns_where_drawing_leaves_cores_idle_or_waits_for_the_disk(
+    explain, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
+) -> None:
+    waited: list[Behind[Any, Any, Any]] = []
+
+    def noted(self: Behind[Any, Any, Any]) -> None:
+        waited.append(self)
+
+    monkeypatch.setattr(Behind, "wait_until_drawn", noted)
+    assert explain().code == 0
+    assert len(waited) == PICTURES // 4
+    waited.clear()
+    assert explain("--force", *options).code == 0
+    assert not waited
 
 
 def test_a_gate_that_stays_open() -> None:
@@ -234,18 +257,21 @@ def test_what_cannot_be_drawn_does_not_hold_up_whoever_waits() -> None:
 
 def test_what_is_not_drawn_yet_is_left_when_the_run_has_failed() -> None:
     drawn: list[int] = []
-    may_draw = threading.Event()
+    all_are_in = threading.Event()
 
     def draw(value: int) -> int:
         if value > 0:
-            may_draw.wait(0.3)
+            all_are_in.wait(30)
+            time.sleep(0.2)
         drawn.append(value)
         return value
 
     def write(value: int) -> int:
+        all_are_in.wait(30)
         raise KeyError(value)
 
     with pytest.raises(KeyError), Behind(draw, write, print, threads=1, ahead=64) as behind:
         for value in range(32):
             behind.put(value)
+        all_are_in.set()
     assert len(drawn) < 8
