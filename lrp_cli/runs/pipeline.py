@@ -154,7 +154,10 @@ class Pipeline:
 
 
 def _draws_on_all_cores(settings: Settings) -> bool:
-    """Return whether pictures are drawn by as many threads as there are cores: panels are by one, in Python."""
+    """Return whether as many threads as there are cores draw, and do nothing else.
+
+    Panels hold Python's lock for most of the time; whole pictures are written as they are drawn.
+    """
     return usable_cores() <= THREADS and "panel" not in settings.kinds and not settings.full
 
 
