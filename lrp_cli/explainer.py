@@ -1,6 +1,6 @@
 """The Python API: explain the scores of a PyTorch classifier."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lrp_cli.engine.books import Books
+from lrp_cli.engine.exactness import exactly
 from lrp_cli.engine.library import Outlook
 from lrp_cli.engine.native import Compiler
 from lrp_cli.engine.plans import Plans
@@ -63,7 +64,7 @@ class Explanation:
     @property
     def absorbed_sum(self) -> Tensor:
         """The relevance that did not reach the input, shape (N,), float64."""
-        return self.books.total()
+        return self.books.total().to(self.scores.device)  # empty books are on no device
 
     @property
     def imbalance(self) -> Tensor:
@@ -74,7 +75,8 @@ class Explanation:
 class Explainer:
     """Explains a classifier by Layer-wise Relevance Propagation.
 
-    The model is left exactly as it is: parameters, buffers, hooks, training flags and ``requires_grad``. Weights that a
+    The model is left exactly as it is: parameters, buffers, hooks, training flags and ``requires_grad``. It is run in
+    arithmetic as exact as its type (:mod:`lrp_cli.engine.exactness`), whatever torch is set to. Weights that a
     rule transforms are kept from one explanation to the next, and made anew where a parameter was changed; a change
     through ``parameter.data`` leaves no trace, so make a new explainer after one. A model that computes something else
     for an input of the same shape than it did before is run a second time, once: state of its own counts on twice. The
@@ -130,6 +132,7 @@ class Explainer:
         self.config = config if isinstance(config, NamedRuleset) else load(config)
         self.assignment = RulesetAssignment(self.config)
         self._bounds = _bounds(self.config, bounds)
+        self._bounds_by_kind: dict[Hashable, tuple[Tensor, Tensor]] = {}
         self._on_unknown = on_unknown
         self._products = products
         self._cache = WeightCache()
@@ -151,7 +154,8 @@ class Explainer:
             EngineError: the model is in training mode or has an operation that no rule is known for, a value is not
                 finite, or the books do not balance.
         """
-        return self.forward(x, single=True).explain(target, versus=versus, seed=seed, keep=False)
+        with exactly():
+            return self.forward(x, single=True).explain(target, versus=versus, seed=seed, keep=False)
 
     def forward(self, x: Tensor, *, trace: Trace | None = None, single: bool = False) -> "ForwardPass":
         """Run the model once, to explain several targets of the same samples. Arguments and errors as above.
@@ -159,19 +163,20 @@ class Explainer:
         A ``trace`` records every operation, and the relevance that passes it. ``single`` says that one target will be
         explained, with ``keep=False``, and lets that be prepared for; it is no promise.
         """
-        propagation = Propagation(
-            self.model,
-            x,
-            self.assignment,
-            attention=self.config.ruleset.attention,
-            on_unknown=self._on_unknown,
-            bounds=self._bounds_like(x),
-            cache=self._cache,
-            products=self._products,
-            trace=trace,
-            plans=self._plans,
-            single=single,
-        )
+        with exactly():
+            propagation = Propagation(
+                self.model,
+                x,
+                self.assignment,
+                attention=self.config.ruleset.attention,
+                on_unknown=self._on_unknown,
+                bounds=self._bounds_like(x),
+                cache=self._cache,
+                products=self._products,
+                trace=trace,
+                plans=self._plans,
+                single=single,
+            )
         tolerances = (BALANCE.get(dtype, ROUGH_BALANCE) for dtype in (x.dtype, self._products or x.dtype))
         return ForwardPass(propagation, max(tolerances))
 
@@ -185,9 +190,15 @@ class Explainer:
     def _bounds_like(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
         if self._bounds is None:
             return None
-        low, high = (torch.as_tensor(end, dtype=x.dtype, device=x.device) for end in self._bounds)
+        kind = x.dtype, x.device, x.shape[1], x.dim()
+        if kind not in self._bounds_by_kind:
+            self._bounds_by_kind[kind] = self._made_bounds(self._bounds, x)
+        return self._bounds_by_kind[kind]
+
+    def _made_bounds(self, bounds: Bounds, x: Tensor) -> tuple[Tensor, Tensor]:
+        low, high = (torch.as_tensor(end, dtype=x.dtype, device=x.device) for end in bounds)
         if any(end.numel() not in (1, x.shape[1]) for end in (low, high)) or not bool((low < high).all()):
-            raise UsageError(f"bounds are a lowest and a highest value, one each or {x.shape[1]}, not {self._bounds}")
+            raise UsageError(f"bounds are a lowest and a highest value, one each or {x.shape[1]}, not {bounds}")
         by_channel = (-1, *[1] * (x.dim() - 2))
         return low.reshape(by_channel), high.reshape(by_channel)
 
@@ -212,7 +223,8 @@ class ForwardPass:
         ``keep=False`` says that this is the last, and frees memory on the way.
         """
         classes, start = make_seed(self.logits, target, versus, seed)
-        propagated = self._propagation.propagate(start, keep=keep)
+        with exactly():
+            propagated = self._propagation.propagate(start, keep=keep)
         explanation = Explanation(
             relevance=propagated.relevance,
             scores=(self.logits * start).sum(dim=1),
@@ -225,7 +237,8 @@ class ForwardPass:
 
 
 def _check_balance(explanation: Explanation, propagation: Propagation, tolerance: float) -> None:
-    booked = explanation.scores.double().abs() + explanation.books.by_layer().abs().sum(dim=1)
+    absorbed = explanation.books.by_layer().abs().sum(dim=1).to(explanation.scores.device)
+    booked = explanation.scores.double().abs() + absorbed
     if bool((explanation.imbalance.abs() > tolerance * booked).any()):
         worst = (explanation.imbalance.abs() / booked).max().item()
         origin = propagation.first_not_finite()

@@ -56,8 +56,9 @@ def make_seed(logits: Tensor, target: Target, versus: Versus, kind: str) -> tupl
     rivals = [versus] * len(logits) if versus is None or isinstance(versus, (int, str)) else list(versus)
     if len(rivals) != len(logits):
         raise UsageError(f"{len(rivals)} classes to hold the target against, for {len(logits)} samples")
-    for row, (index, rival) in enumerate(zip(indices.tolist(), rivals, strict=True)):
-        weights[row] -= _against(rival, index, logits[row])
+    if any(rival is not None for rival in rivals):
+        for row, (index, rival) in enumerate(zip(indices.tolist(), rivals, strict=True)):
+            weights[row] -= _against(rival, index, logits[row])
     return indices, _seed(weights, logits, kind)
 
 
