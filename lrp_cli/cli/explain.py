@@ -34,7 +34,7 @@ def explain(
     mean: options.Mean = None,
     std: options.Std = None,
     interpolation: options.HowToResize = None,
-    batch_size: options.BatchSize = 8,
+    batch_size: options.BatchSize = None,
     device: options.Device = "auto",
     dtype: options.DType = options.Precision.FLOAT32,
     threads: options.Threads = None,
@@ -118,7 +118,7 @@ def explain(
         progress.detail(f"model {loaded.name}, weights {loaded.weights}, on {settings.device}")
         progress.detail(f"config {explainer.config.name}, seed {settings.seed}")
         progress.detail(f"preprocessing {loaded.preprocessing.to_json()}")
-        progress.detail(f"{len(pictures)} pictures, {settings.batch_size} at once, to {out}")
+        progress.detail(f"{len(pictures)} pictures, {batch_size or 'as suits the device'} at once, to {out}")
         (show_plan if dry_run else run)(session, pictures, out, progress, report)
         if explainer.compiler and not dry_run:
             progress.note(f"--compile: {explainer.compiler.report}")

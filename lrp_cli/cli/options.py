@@ -188,12 +188,13 @@ Quiet: TypeAlias = Annotated[
 ]
 Verbose: TypeAlias = Annotated[bool, typer.Option("--verbose", "-v", help="Say what is used and done.")]
 BatchSize: TypeAlias = Annotated[
-    int,
+    int | None,
     typer.Option(
         "--batch-size",
         "-b",
         min=1,
-        help="Pictures that go through the network at once; less where the memory runs out.",
+        help="Pictures that go through the network at once; less where the memory runs out. [default: 8, on a GPU as "
+        "many as fit, up to 64]",
     ),
 ]
 DType: TypeAlias = Annotated[

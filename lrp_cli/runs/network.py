@@ -10,6 +10,7 @@ from lrp_cli.engine.library import Outlook
 from lrp_cli.errors import ConfigError, EngineError, LrpError
 from lrp_cli.explainer import Explainer
 from lrp_cli.models import LoadedModel
+from lrp_cli.runs.batches import Batches
 from lrp_cli.runs.crew import Crew
 from lrp_cli.runs.settings import Settings
 from lrp_cli.runs.shares import Explaining, Loaded, Results, Share, failure
@@ -23,17 +24,17 @@ class Network:
     """Explains batches; a batch that does not fit in the memory, or of which one picture fails, is divided.
 
     Attributes:
-        batch_size: how many pictures go through at once; less after the memory ran out.
+        batches: how many pictures go through at once; less after the memory ran out.
         notes: what the user should know, to be fetched and cleared.
     """
 
     def __init__(self, model: LoadedModel, explainer: Explainer, settings: Settings) -> None:
         self._crew = Crew(settings.device)
-        self.batch_size = settings.batch_size
+        self.batches = Batches(settings.batch_size, settings.device)
         self.notes: list[str] = []
         self._settings = settings
         self._explaining = Explaining(model, explainer, settings)
-        self._has_worked = False
+        self._has_worked = self._has_shrunk = False
         self._refusals: list[EngineError] = []
 
     def explain(self, batch: Sequence[Loaded]) -> list[Results]:
@@ -45,7 +46,7 @@ class Network:
         results: list[Results] = []
         start = 0
         while start < len(batch):
-            part = batch[start : start + self.batch_size]
+            part = batch[start : start + self.batches.size]
             done = self._try(part)
             if done is not None:
                 results += done
@@ -74,7 +75,8 @@ class Network:
     def _try(self, part: Sequence[Loaded]) -> list[Results] | None:
         """Return the results, or None where the part is to be tried again in smaller ones."""
         try:
-            results = self._explain(part)
+            with self.batches.watched(len(part)):
+                results = self._explain(part)
         except (LrpError, RuntimeError, MemoryError) as error:
             # What follows happens after this block, when the traceback has let go of the tensors.
             problem = error.with_traceback(None)
@@ -86,9 +88,10 @@ class Network:
             if self._settings.device.type == "cuda":
                 torch.cuda.empty_cache()
             if len(part) > 1:
-                if not self.notes and self.batch_size == self._settings.batch_size:
+                if not self._has_shrunk:
                     self.notes.append("out of memory: going on with smaller batches (--batch-size sets their size)")
-                self.batch_size = max(1, len(part) // 2)
+                    self._has_shrunk = True
+                self.batches.shrink(len(part))
                 return None
             return [[failure(part[0], "out of memory, even alone")]]
         if isinstance(problem, ConfigError):
@@ -126,7 +129,7 @@ class Network:
         """
         whole = self._explaining.share(part)
         size = -(-len(part) // self._crew.hands)
-        if len(part) < self.batch_size or size == len(part):
+        if len(part) < self.batches.size or size == len(part):
             return [whole]
         shares = [whole.part(first, first + size) for first in range(0, len(part), size)]
         return [whole] if any(self._explaining.outlook(share) is Outlook.NEVER for share in shares) else shares

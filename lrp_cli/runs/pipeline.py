@@ -23,7 +23,7 @@ from lrp_cli.runs.targets import is_single
 from lrp_cli.runs.turns import Turns, usable_cores
 
 THREADS = min(4, usable_cores())
-"""So many threads read, so many draw, and so many write."""
+"""So many threads read, so many draw, and so many write. More did not help beside a GPU, on a machine of 16 cores."""
 
 Sink: TypeAlias = Callable[[Sequence[Outcome]], None]
 """Takes the results of one picture. Called from another thread, in order, once they are recorded."""
@@ -65,7 +65,7 @@ class Pipeline:
             LrpError: nothing that concerns one picture alone: the config, the model, the output directory.
             Exception: what ``sink`` raises ends the run.
         """
-        ahead = 2 * self._settings.batch_size
+        ahead = 2 * self._network.batches.most
 
         def record(group: Group) -> None:
             sink(self._recorder.record(group.picture, group.loaded, _outcomes(group)))
@@ -98,7 +98,7 @@ class Pipeline:
         waiting: list[Loaded] = []
         for group in groups:
             differs = group.loaded and waiting and waiting[0].tensor.shape != group.loaded.tensor.shape
-            if differs or len(waiting) >= self._network.batch_size or len(batch) >= 4 * self._network.batch_size:
+            if differs or len(waiting) >= self._network.batches.size or len(batch) >= 4 * self._network.batches.size:
                 yield batch
                 batch, waiting = [], []
             batch.append(group)

@@ -25,7 +25,8 @@ class Settings:
         targets: which scores to explain, as asked for.
         kinds: what to write.
         directory: where to.
-        batch_size: how many pictures go through the network at once, at most.
+        batch_size: how many pictures go through the network at once, at most; None: what suits the device
+            (:mod:`lrp_cli.runs.batches`).
         device: where the network runs.
         seed: what the relevance starts with: "logit", "one" or "probability".
         on_unknown: what to do about operations without a rule: "error" or "gradient".
@@ -37,7 +38,7 @@ class Settings:
     targets: tuple[str, ...]
     kinds: tuple[str, ...]
     directory: Path
-    batch_size: int = 8
+    batch_size: int | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     seed: str = "logit"
     on_unknown: str = "error"

@@ -81,11 +81,11 @@ class Explaining:
 
     def share(self, pictures: Sequence[Loaded]) -> Share:
         """Return pictures of one size as a share, on the run's device."""
+        x = torch.empty(len(pictures), *pictures[0].tensor.shape, pin_memory=self._settings.device.type == "cuda")
         # With numpy: torch would share this out among threads that have better things to do.
-        x = torch.from_numpy(np.stack([loaded.tensor.numpy() for loaded in pictures])).to(self._dtype)
-        if self._settings.device.type == "cuda":
-            x = x.pin_memory().to(self._settings.device, non_blocking=True)
-        return Share(pictures, x.to(self._settings.device), is_single([loaded.targets for loaded in pictures]))
+        np.stack([loaded.tensor.numpy() for loaded in pictures], out=x.numpy())
+        x = x.to(self._settings.device, non_blocking=True).to(self._dtype)
+        return Share(pictures, x, is_single([loaded.targets for loaded in pictures]))
 
     def outlook(self, share: Share) -> Outlook:
         """Return whether a share is explained without the model's Python, or may be some time."""
@@ -130,11 +130,13 @@ class Explaining:
             seed=self._settings.seed,
             keep=keep,
         )
+        relevance = _begin_to_fetch(explanation.relevance)
         probabilities = forward.logits.softmax(dim=1)
         chosen = probabilities[torch.arange(len(pictures)), [score.target for score in scores]]
-        relevance = explanation.relevance.float().cpu().numpy()
         numbers = (explanation.scores, chosen, explanation.relevance_sum, explanation.absorbed_sum)
-        score, probability, reached, absorbed = (values.tolist() for values in numbers)
+        # Here a GPU is waited for, and relevance has arrived, too.
+        score, probability, reached, absorbed = torch.stack([values.double() for values in numbers]).tolist()
+        maps = relevance.numpy()
         for place, (loaded, of) in enumerate(zip(pictures, scores, strict=True)):
             record = Record(
                 image=loaded.picture.path,
@@ -151,7 +153,7 @@ class Explaining:
                 absorbed_sum=absorbed[place],
                 outputs=self._outputs(loaded.picture.stem, of),
             )
-            yield record, self._rendering(loaded, record, relevance[place])
+            yield record, self._rendering(loaded, record, maps[place])
 
     def _outputs(self, stem: PurePath, score: Score) -> dict[str, Path]:
         labels, directory = self._model.labels, self._settings.directory
@@ -174,6 +176,13 @@ class Explaining:
             # Read again when it is drawn on, so that no more than a few whole pictures are in memory.
             original=(lambda: read_picture(picture.path, picture.data).image) if self._settings.full else None,
         )
+
+
+def _begin_to_fetch(tensor: Tensor) -> Tensor:
+    """Return a tensor in the processor's memory, in single precision; from a GPU it arrives once that is waited for."""
+    if tensor.device.type != "cuda":
+        return tensor.float().cpu()
+    return torch.empty(tensor.shape, pin_memory=True).copy_(tensor, non_blocking=True)
 
 
 def failure(loaded: Loaded, reason: str) -> Failure:
