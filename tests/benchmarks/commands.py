@@ -52,7 +52,7 @@ def start(rounds: int) -> dict[str, float]:
     }
 
 
-def folder(pictures: int, batch_size: int, rounds: int) -> dict[str, float]:
+def folder(pictures: int, batch_size: int, rounds: int, device: str) -> dict[str, float]:
     """Compare a run over a folder with the engine alone on the same batches; each round takes other pictures."""
     import torch
 
@@ -68,7 +68,7 @@ def folder(pictures: int, batch_size: int, rounds: int) -> dict[str, float]:
 
     keep_freed_memory()
     model = load_model()
-    explainer = Explainer(model.network, "auto", bounds=model.preprocessing.bounds)
+    explainer = Explainer(model.network.to(device), "auto", bounds=model.preprocessing.bounds)
     with TemporaryDirectory() as directory:
         parts = [Path(directory, f"pictures{number}") for number in range(rounds + 1)]
         make_pictures(parts, pictures)
@@ -82,6 +82,7 @@ def folder(pictures: int, batch_size: int, rounds: int) -> dict[str, float]:
                 kinds=("overlay", "npy"),
                 directory=Path(directory, "out"),
                 batch_size=batch_size,
+                device=torch.device(device),
             )
             found = pictures_of(part)
             stems = output_stems(found, [parts[0].parent])
@@ -97,12 +98,12 @@ def folder(pictures: int, batch_size: int, rounds: int) -> dict[str, float]:
         first, *others = parts
         run(first)
         for _ in range(library.AFTER + 3):
-            explainer.explain(prepare(first)[0])
+            explainer.explain(prepare(first)[0].to(device))
         batches = iter([prepare(part) for part in others])
         unwritten = iter(others)
         seconds = in_turn(
             {
-                "engine": lambda: [explainer.explain(x) for x in next(batches)],
+                "engine": lambda: [explainer.explain(x.to(device)).relevance.cpu() for x in next(batches)],
                 "folder": lambda: run(next(unwritten)),
             },
             rounds,
@@ -148,6 +149,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10, help="of the folder five at most")
     parser.add_argument("--pictures", type=int, default=200, help="in a folder; each round takes another folder")
     parser.add_argument("--batches", nargs="+", type=int, default=[8])
+    parser.add_argument("--device", default="cpu", help="for the folder: cpu, or cuda")
     parser.add_argument(
         "--hands", type=int, default=crew.MOST, help="how many parts of a batch are explained at once at most"
     )
@@ -158,7 +160,7 @@ def main() -> None:
     if "folder" in arguments.measure:
         crew.MOST = arguments.hands
         for batch_size in arguments.batches:
-            ratios |= folder(arguments.pictures, batch_size, min(arguments.rounds, 5))
+            ratios |= folder(arguments.pictures, batch_size, min(arguments.rounds, 5), arguments.device)
     for name, ratio in ratios.items():
         print(f"| {name} | {ratio:.2f} |")
 

@@ -92,7 +92,7 @@ def _zennit(net: nn.Module, x: Tensor, target: Tensor) -> dict[str, Method]:
 
     kind = type(net).__name__
     canonizers = [{"ResNet": ResNetCanonizer, "VGG": VGGCanonizer}.get(kind, SequentialMergeBatchNorm)()]
-    low, high = (torch.tensor(end).view(1, 3, 1, 1) for end in BOUNDS)
+    low, high = (torch.tensor(end).view(1, 3, 1, 1).to(x.device) for end in BOUNDS)
     made = {
         "epsilon-plus": composites.EpsilonPlus(canonizers=canonizers),
         "epsilon-plus-flat": composites.EpsilonPlusFlat(canonizers=canonizers),

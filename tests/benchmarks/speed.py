@@ -10,6 +10,9 @@ explains, above what it held before, each tensor in memory of its own: in a late
 which makes what is kept for later ones (transformed weights). Other libraries are measured where they are installed
 (``pip install 'lrp-cli[peers]'``); "refuses" says that one cannot explain a network.
 
+``--device cuda`` does the same on a GPU: times include the wait until it is done, memory is what torch takes of its,
+and products are as exact as single precision is, for all methods (torch would round the inputs of convolutions).
+
 What commands take besides the network, :mod:`tests.benchmarks.commands` measures.
 """
 
@@ -29,6 +32,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from lrp_cli.engine.exactness import exactly
 from lrp_cli.runs.memory import keep_freed_memory
 from tests.benchmarks.methods import WARM, Method, methods, network
 
@@ -63,11 +67,10 @@ def _wanted(found: dict[str, Method], wanted: str) -> dict[str, Method]:
     return {name: run for name, run in found.items() if name == BASELINE or wanted in name}
 
 
-def operations(name: str, batch: int, wanted: str) -> dict[str, float | str]:
+def operations(name: str, batch: int, wanted: str, device: str) -> dict[str, float | str]:
     """Count floating-point operations of each method, as multiples of the baseline's."""
-    net = network(name)
     counts: dict[str, float | str] = {}
-    for method, run in _wanted(methods(name, net, torch.randn(batch, 3, 224, 224)), wanted).items():
+    for method, run in _wanted(_methods(name, batch, device), wanted).items():
         try:
             _warm_up(method, run)  # weights are transformed once a model, not once an explanation
             with Operations() as counter:
@@ -78,11 +81,10 @@ def operations(name: str, batch: int, wanted: str) -> dict[str, float | str]:
     return _relative(counts)
 
 
-def times(name: str, batch: int, wanted: str, rounds: int) -> dict[str, float | str]:
+def times(name: str, batch: int, wanted: str, device: str, rounds: int) -> dict[str, float | str]:
     """Time the methods in turn, and return medians as multiples of the baseline's."""
     keep_freed_memory()
-    net = network(name)
-    runs = _wanted(methods(name, net, torch.randn(batch, 3, 224, 224)), wanted)
+    runs = _wanted(_methods(name, batch, device), wanted)
     taken: dict[str, list[float]] = {}
     for method, run in runs.items():
         try:
@@ -92,8 +94,10 @@ def times(name: str, batch: int, wanted: str, rounds: int) -> dict[str, float | 
             continue
     for _ in range(rounds):
         for method, seconds in taken.items():
+            _wait(device)
             start = time.perf_counter()
             runs[method]()
+            _wait(device)
             seconds.append(time.perf_counter() - start)
     return _relative({method: statistics.median(seconds) for method, seconds in taken.items()})
 
@@ -103,41 +107,53 @@ def _warm_up(method: str, run: Method) -> None:
         run()
 
 
-def memory(name: str, batch: int, wanted: str) -> list[dict[str, float | str]]:
-    """Measure each method's peak memory in a process of its own: in a first explanation and in a later one."""
-    net = network(name)
+def memory(name: str, batch: int, wanted: str, device: str) -> list[dict[str, float | str]]:
+    """Measure each method's peak memory, on a processor in a process of its own: of a first and a later explanation."""
     found: list[dict[str, float | str]] = [{}, {}]
-    for method in _wanted(methods(name, net, torch.randn(1, 3, 224, 224)), wanted):
-        peaks = _peaks(name, batch, method)
+    for method in _wanted(_methods(name, 1, "cpu"), wanted):
+        peaks = _peaks(name, batch, method) if device == "cpu" else peak(name, batch, method, device)
         for which in (0, 1):
             found[which][method] = peaks[which] if peaks else "refuses"
     return [_relative(peaks) for peaks in found]
 
 
-def _peaks(name: str, batch: int, method: str) -> list[float]:
+def _methods(name: str, batch: int, device: str, *, apart: bool = True) -> dict[str, Method]:
+    return methods(name, network(name).to(device), torch.randn(batch, 3, 224, 224).to(device), apart=apart)
+
+
+def _wait(device: str) -> None:
+    """Wait until a GPU has done what it was told to."""
+    if device != "cpu":
+        torch.cuda.synchronize(device)
+
+
+def _peaks(name: str, batch: int, method: str) -> Sequence[float]:
     """Return what :func:`peak` measures in a new process; nothing if the method fails."""
     command = [sys.executable, "-m", "tests.benchmarks.speed", "--peak", name, str(batch), method]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | BY_ITSELF)
     return [float(word) for word in done.stdout.split()] if done.returncode == 0 else []
 
 
-def peak(name: str, batch: int, method: str) -> tuple[float, float]:
-    """Return the growth of this process's peak memory, in KiB, by a first explanation and by a later one."""
-    net = network(name)
-    run = methods(name, net, torch.randn(batch, 3, 224, 224), apart=False)[method]
-    growth = []
+def peak(name: str, batch: int, method: str, device: str) -> tuple[float, float]:
+    """Return the growth of peak memory, this process's or a GPU's, by a first explanation and by a later one."""
+    run = _methods(name, batch, device, apart=False)[method]
+    growth: list[float] = []
     for _ in range(WARM + 1):
-        _release()
-        before = _resident()
+        _release(device)
+        before = _peak(device)
         run()
-        growth.append(_resident() - before)
+        growth.append(_peak(device) - before)
     return growth[0], growth[-1]
 
 
-def _release() -> None:
+def _release(device: str) -> None:
     """Give freed memory back to the system and forget the peak so far (Linux; elsewhere the peak is an upper bound)."""
     import ctypes
 
+    if device != "cpu":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        return
     try:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
@@ -145,8 +161,10 @@ def _release() -> None:
         pass
 
 
-def _resident() -> float:
+def _peak(device: str) -> float:
     """Return the peak so far in KiB; by getrusage, which counts in the parent's, only where there is no other way."""
+    if device != "cpu":
+        return torch.cuda.max_memory_allocated(device) / 1024
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:
@@ -180,13 +198,16 @@ def main() -> None:
         "--methods", default="", metavar="TEXT", help="only methods whose name holds this, such as 'lrp'"
     )
     parser.add_argument("--measure", nargs="+", default=["operations", "time", "memory"])
-    parser.add_argument("--json", action="store_true", help="print one JSON object a measurement instead of tables")
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object a network and measurement, no tables"
+    )
     parser.add_argument("--peak", nargs=3, metavar=("NETWORK", "BATCH", "METHOD"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.peak:
-        print(*peak(arguments.peak[0], int(arguments.peak[1]), arguments.peak[2]))
+        print(*peak(arguments.peak[0], int(arguments.peak[1]), arguments.peak[2], "cpu"))
         return
-    measures: dict[str, Callable[[str, int, str], Sequence[dict[str, float | str]]]] = {
+    measures: dict[str, Callable[[str, int, str, str], Sequence[dict[str, float | str]]]] = {
         "operations": lambda *what: [operations(*what)],
         "time": lambda *what: [times(*what, arguments.rounds)],
         "memory": memory,
@@ -194,13 +215,18 @@ def main() -> None:
     titles = {"memory": ["Peak memory of the first explanation", "Peak memory of a later explanation"]}
     for what in arguments.measure:
         for batch in arguments.batches:
-            found = {name: measures[what](name, batch, arguments.methods) for name in arguments.networks}
-            for which, title in enumerate(titles.get(what, [what.capitalize()])):
-                results = {name: measured[which] for name, measured in found.items()}
-                if arguments.json:
-                    print(json.dumps({"measure": title, "batch": batch, "results": results}), flush=True)
-                else:
-                    _table(f"{title}, batch {batch}", results)
+            tables: dict[str, dict[str, dict[str, float | str]]] = {}
+            for name in arguments.networks:
+                with exactly():
+                    measured = measures[what](name, batch, arguments.methods, arguments.device)
+                for title, results in zip(titles.get(what, [what.capitalize()]), measured, strict=True):
+                    tables.setdefault(title, {})[name] = results
+                    if arguments.json:
+                        line = {"measure": title, "batch": batch, "network": name, "results": results}
+                        print(json.dumps(line), flush=True)
+            for title, by_network in tables.items():
+                if not arguments.json:
+                    _table(f"{title}, batch {batch}", by_network)
 
 
 if __name__ == "__main__":
