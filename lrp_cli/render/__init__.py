@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from lrp_cli.render.colours import HEATMAP_COLOURS, OVERLAY_COLOURS, colormap_names
-from lrp_cli.render.pictures import OVERLAY_PERCENTILE, SMOOTHING, heatmap, overlay, save_png
+from lrp_cli.render.pictures import OVERLAY_PERCENTILE, SMOOTHING, heatmap, overlay, save_png, write_png
 from lrp_cli.render.scaling import PERCENTILE, normalise, pixel_relevance, relevance_limit
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ __all__ = [
     "pixel_relevance",
     "relevance_limit",
     "save_png",
+    "write_png",
 ]
 
 

@@ -1,7 +1,8 @@
 """The two pictures of a relevance: the raw heatmap on white, and the overlay on the grey photograph."""
 
+import zlib
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -88,15 +89,23 @@ def overlay(
 
 
 def save_png(image: Image.Image, path: str | Path) -> None:
-    """Write a PNG, with little compression: three times as fast as Pillow's default, for a few percent more bytes.
+    """Write a PNG (:func:`write_png`).
 
     Raises:
         LrpError: the file could not be written.
     """
     try:
-        image.save(path, format="PNG", compress_level=2)
+        write_png(image, path)
     except OSError as error:
         raise LrpError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def write_png(image: Image.Image, to: str | Path | IO[bytes]) -> None:
+    """Write a PNG in which only repetitions of a byte are looked for: relevance repeats nothing else.
+
+    Of overlays that takes a quarter of the time of Pillow's default, for about a seventh more bytes. Raises OSError.
+    """
+    image.save(to, format="PNG", compress_level=1, compress_type=zlib.Z_RLE)
 
 
 def _entries(level: FloatArray) -> npt.NDArray[np.intp]:

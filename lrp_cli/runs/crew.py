@@ -1,7 +1,8 @@
 """Work side by side: a few threads, among which the processor's threads are shared."""
 
+import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
@@ -11,6 +12,9 @@ from lrp_cli.engine.processors import multiplies_matrices_well
 MOST = 2
 """How many hands there are at most: where they are of use, two bring a folder close to the engine's throughput on two
 processor cores (``python -m tests.benchmarks.commands``; with ``--hands 1``, without). More were never measured."""
+
+PAUSE = 0.001
+"""In seconds: how long whoever waits for the hands sleeps before it looks again."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -37,10 +41,12 @@ class Crew:
     def work(self, on: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
         """Return ``on(item)`` for each item, worked on side by side; raises what the first that failed raised.
 
-        All are over when this returns or raises, unless it was interrupted.
+        All are over when this returns or raises, unless it was interrupted. Looks again and again, since a signal would
+        leave the locks locked that ``concurrent.futures.wait`` takes.
         """
         futures = [self._executor.submit(on, item) for item in items]
-        wait(futures)
+        while not all(future.done() for future in futures):
+            time.sleep(PAUSE)
         return [future.result() for future in futures]
 
     def close(self) -> None:

@@ -66,8 +66,7 @@ class _Pictures:
             np.save(buffer, self._explained.relevance, allow_pickle=False)
         else:
             self._lay_out()
-            # Little compression: three times as fast as Pillow's default, for a few percent more bytes.
-            self._render(kind).save(buffer, format="PNG", compress_level=2)
+            render.write_png(self._render(kind), buffer)
         return buffer.getvalue()
 
     def _lay_out(self) -> None:
