@@ -4,8 +4,9 @@ Torch rounds the inputs of convolutions on a GPU to TF32, with eleven bits, unle
 taken from differences (:mod:`lrp_cli.engine.halves`) would have no digits left, and books would not balance.
 """
 
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache, partial
 from operator import attrgetter
 from threading import Lock
@@ -33,7 +34,11 @@ def _settings() -> list[_Setting]:
         _Setting(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest"),
         _Setting(lambda: backends.cudnn.allow_tf32, partial(setattr, backends.cudnn, "allow_tf32"), False),
     ]
-    places = [_found(name) for name in PER_OPERATION]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch 2.9 says, once, that the older ones are to go
+        for setting in older:
+            _readable(setting)
+    places = [_place(name) for name in PER_OPERATION]
     newer = [
         _Setting(partial(getattr, place, "fp32_precision"), partial(setattr, place, "fp32_precision"), "ieee")
         for place in places
@@ -42,7 +47,7 @@ def _settings() -> list[_Setting]:
     return older + newer
 
 
-def _found(name: str) -> Any:
+def _place(name: str) -> Any:
     try:
         return attrgetter(name)(torch.backends)
     except AttributeError:
@@ -50,7 +55,7 @@ def _found(name: str) -> Any:
 
 
 _lock = Lock()
-_found_settings: list[tuple[_Setting, Any]] = []
+_before: list[tuple[_Setting, Any]] = []
 _count = 0
 
 
@@ -70,9 +75,9 @@ def _enter() -> None:
         _count += 1
         if _count > 1:
             return
-        _found_settings[:] = [(setting, value) for setting in _settings() for value in _readable(setting)]
-        for setting, _ in _found_settings:
-            setting.change(setting.exact)
+        _before[:] = [(setting, value) for setting in _settings() for value in _readable(setting)]
+        for setting, _ in _before:
+            _change(setting, setting.exact)
 
 
 def _leave() -> None:
@@ -80,8 +85,8 @@ def _leave() -> None:
     with _lock:
         _count -= 1
         if _count == 0:
-            for setting, value in _found_settings:
-                setting.change(value)
+            for setting, value in _before:
+                _change(setting, value)
 
 
 def _readable(setting: _Setting) -> list[Any]:
@@ -90,3 +95,9 @@ def _readable(setting: _Setting) -> list[Any]:
         return [setting.read()]
     except RuntimeError:
         return []
+
+
+def _change(setting: _Setting, value: Any) -> None:
+    """Change a setting, unless torch was told that nobody may (``torch.backends.disable_global_flags``)."""
+    with suppress(RuntimeError):
+        setting.change(value)

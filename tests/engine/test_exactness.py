@@ -1,5 +1,7 @@
 """While an explanation is computed torch rounds no products; before and after it is set as its user set it."""
 
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from operator import attrgetter
@@ -156,3 +158,14 @@ def test_an_error_leaves_torch_as_it_was() -> None:
     with pytest.raises(Exception, match="training mode"):
         Explainer(model, "epsilon").explain(torch.rand(2, 3, 2, 2))
     assert torch.get_float32_matmul_precision() == "medium"
+
+
+def test_torch_that_may_not_be_set_is_left_as_it_is() -> None:
+    program = (
+        "import torch; from torch import nn; from lrp_cli.explainer import Explainer\n"
+        "torch.backends.disable_global_flags()\n"
+        "model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).eval()\n"
+        "print(Explainer(model, 'epsilon').explain(torch.rand(2, 3, 2, 2)).relevance.shape)"
+    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("torch.Size([2, 3, 2, 2])\n", "")
