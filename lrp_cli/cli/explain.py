@@ -118,7 +118,7 @@ def explain(
         progress.detail(f"model {loaded.name}, weights {loaded.weights}, on {settings.device}")
         progress.detail(f"config {explainer.config.name}, seed {settings.seed}")
         progress.detail(f"preprocessing {loaded.preprocessing.to_json()}")
-        progress.detail(f"{len(pictures)} pictures, {batch_size or 'as suits the device'} at once, to {out}")
+        progress.detail(f"{len(pictures)} pictures, {batch_size or 'as many as suit the device'} at once, to {out}")
         (show_plan if dry_run else run)(session, pictures, out, progress, report)
         if explainer.compiler and not dry_run:
             progress.note(f"--compile: {explainer.compiler.report}")

@@ -81,7 +81,8 @@ class Explaining:
 
     def share(self, pictures: Sequence[Loaded]) -> Share:
         """Return pictures of one size as a share, on the run's device."""
-        x = torch.empty(len(pictures), *pictures[0].tensor.shape, pin_memory=self._settings.device.type == "cuda")
+        shape, is_for_gpu = (len(pictures), *pictures[0].tensor.shape), self._settings.device.type == "cuda"
+        x = torch.empty(shape, dtype=torch.float32, pin_memory=is_for_gpu)
         # With numpy: torch would share this out among threads that have better things to do.
         np.stack([loaded.tensor.numpy() for loaded in pictures], out=x.numpy())
         x = x.to(self._settings.device, non_blocking=True).to(self._dtype)
@@ -180,9 +181,10 @@ class Explaining:
 
 def _begin_to_fetch(tensor: Tensor) -> Tensor:
     """Return a tensor in the processor's memory, in single precision; from a GPU it arrives once that is waited for."""
+    single = tensor.float()
     if tensor.device.type != "cuda":
-        return tensor.float().cpu()
-    return torch.empty(tensor.shape, pin_memory=True).copy_(tensor, non_blocking=True)
+        return single.cpu()
+    return torch.empty(tensor.shape, dtype=torch.float32, pin_memory=True).copy_(single, non_blocking=True)
 
 
 def failure(loaded: Loaded, reason: str) -> Failure:
