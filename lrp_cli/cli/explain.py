@@ -82,6 +82,7 @@ def explain(
         from lrp_cli.cli.running import run, show_plan
         from lrp_cli.explainer import Explainer
         from lrp_cli.models import load_model
+        from lrp_cli.runs.batches import Batches
         from lrp_cli.runs.devices import choose_device, use_precision, use_threads
         from lrp_cli.runs.memory import keep_freed_memory
         from lrp_cli.runs.session import Session
@@ -118,7 +119,8 @@ def explain(
         progress.detail(f"model {loaded.name}, weights {loaded.weights}, on {settings.device}")
         progress.detail(f"config {explainer.config.name}, seed {settings.seed}")
         progress.detail(f"preprocessing {loaded.preprocessing.to_json()}")
-        progress.detail(f"{len(pictures)} pictures, {batch_size or 'as many as suit the device'} at once, to {out}")
+        at_once = Batches(settings.batch_size, settings.device).most
+        progress.detail(f"{len(pictures)} pictures, up to {at_once} at once, to {out}")
         (show_plan if dry_run else run)(session, pictures, out, progress, report)
         if explainer.compiler and not dry_run:
             progress.note(f"--compile: {explainer.compiler.report}")
