@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lrp_cli.engine.processors import multiplies_matrices_well
+from lrp_cli.engine.weak import Window
 from lrp_cli.engine.weights import WeightCache
 
 
@@ -124,6 +125,11 @@ class LinearMap:
         """How many inputs contribute to an output."""
         raise NotImplementedError
 
+    @property
+    def window(self) -> Window | None:
+        """Which inputs an output sees; None where it is not told."""
+        return None
+
     def transformed(self, name: str) -> Tensor:
         """Return the weight transformed: positive, negative, absolute, square or ones (:data:`TRANSFORMS`)."""
         return self._factor(name, lambda: TRANSFORMS[name](self._merged()))
@@ -176,6 +182,10 @@ class Linear(LinearMap):
     @property
     def fan_in(self) -> int:
         return self.raw.shape[1]
+
+    @property
+    def window(self) -> Window:
+        return Window()
 
 
 @dataclass
@@ -261,6 +271,10 @@ class Convolution(LinearMap):
     def fan_in(self) -> int:
         inputs = self.raw.shape[0] // self.groups if self.transposed else self.raw.shape[1]
         return inputs * prod(self.raw.shape[2:])
+
+    @property
+    def window(self) -> Window | None:
+        return None if self.transposed else Window(self.stride, self.padding, self.dilation, self.groups)
 
 
 @dataclass

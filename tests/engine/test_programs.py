@@ -92,7 +92,17 @@ def test_explanations_by_a_program_are_the_first_ones(config: str, performances:
 
 @pytest.mark.parametrize("config", ["epsilon-gamma-box", "epsilon-alpha2-beta1-flat", "attnlrp-gamma"])
 @pytest.mark.parametrize(
-    "name", ["resnet18", "mobilenet_v2", "densenet121", "shufflenet_v2_x0_5", "vgg11_bn", "convnext_tiny", "swin_t"]
+    "name",
+    [
+        "resnet18",
+        "mobilenet_v2",
+        "efficientnet_b0",
+        "densenet121",
+        "shufflenet_v2_x0_5",
+        "vgg11_bn",
+        "convnext_tiny",
+        "swin_t",
+    ],
 )
 def test_whole_networks(name: str, config: str, performances: list[ProgramRun]) -> None:
     x = inputs(2, 3, 64, 64, dtype=torch.float32)

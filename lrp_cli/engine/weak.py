@@ -1,0 +1,306 @@
+"""Weak outputs: those of which hardly anything of one sign arrives, so that a difference has few of its digits left.
+
+With z_j, the sum of an output's contributions, and A_j, that of their sizes, the sums of one sign are (z_j + A_j) / 2
+and (z_j - A_j) / 2 (:mod:`lrp_cli.engine.halves`). Where one of them is small against A_j, or nothing at all, it cannot
+be taken from the difference. Such outputs are few; their relevance is handed down contribution by contribution.
+
+How many they are differs from picture to picture, and programs hold operations on tensors of shapes that stay
+(:mod:`lrp_cli.engine.transcript`). So these are operators of torch's dispatcher, like its own, which list weak outputs
+in a tensor with room for as many as there may be: how many there are, and then where they lie in the flattened output.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from math import inf, prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SHARE = 2**-7
+"""Outputs are weak whose smaller sum is less than half of this share of A_j: differences take seven binary digits
+off others at most, of 24 in single precision."""
+
+NOWHERE = -(2**48)
+"""A place so far in front of a tensor that nothing added to it leads into the tensor."""
+
+BLOCK = 2**20
+"""Contributions that are gone through at a time, which bounds the memory that they take."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """Which inputs an output of a layer sees: as those of a convolution with zero padding, of any number of dimensions.
+
+    Attributes:
+        stride, padding, dilation: of the convolution; nothing for a product with a matrix.
+        groups: into how many groups the channels are divided.
+    """
+
+    stride: tuple[int, ...] = ()
+    padding: tuple[int, ...] = ()
+    dilation: tuple[int, ...] = ()
+    groups: int = 1
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether an output sees all inputs of its row."""
+        return not self.stride
+
+
+_LIBRARY = torch.library.Library("lrp", "DEF")  # type: ignore[no-untyped-call]
+for _schema in (
+    "halves(Tensor z, Tensor(a!) size, bool low, bool high, int most) -> (Tensor, Tensor)",
+    "relevance_of_weak(Tensor out, Tensor g, Tensor weak) -> Tensor",
+    "hand_down_weak(Tensor(a!) pulled, Tensor x, Tensor weight, Tensor? scale, Tensor? bias, Tensor relevance, "
+    "Tensor weak, int[] outputs, int[] stride, int[] padding, int[] dilation, int groups, float alpha, float beta, "
+    "float stabiliser, int samples) -> Tensor",
+):
+    _LIBRARY.define(_schema)  # type: ignore[no-untyped-call]
+
+
+def halves(z: Tensor, size: Tensor, *, low: bool, high: bool, most: int) -> tuple[Tensor, Tensor]:
+    """Return ``z + size``, and the weak outputs; if ``high``, ``size`` becomes ``z - size``.
+
+    The sums of weak outputs are infinite, so that nothing is shared out in proportion to them.
+
+    Args:
+        z: the sum of contributions, any shape.
+        size: the sum of their sizes A_j, shape of z, with what keeps it from zero.
+        low: whether outputs with hardly any positive contribution count as weak.
+        high: whether those with hardly any negative contribution do.
+        most: how many weak outputs there is room for; of more, nothing but their number is right.
+
+    Returns:
+        Twice the positive sum, shape of z, and the weak outputs, shape (1 + most,): their number, and their places.
+    """
+    found: tuple[Tensor, Tensor] = torch.ops.lrp.halves(z, size, low, high, most)
+    return found
+
+
+def relevance_of_weak(out: Tensor, g: Tensor, weak: Tensor) -> Tensor:
+    """Return the relevance ``out * g`` of weak outputs, shape (most,), with room behind it that holds anything."""
+    relevance: Tensor = torch.ops.lrp.relevance_of_weak(out, g, weak)
+    return relevance
+
+
+def hand_down_weak(
+    pulled: Tensor,
+    x: Tensor,
+    weights: tuple[Tensor, Tensor | None, Tensor | None],
+    relevance: Tensor,
+    weak: Tensor,
+    outputs: Sequence[int],
+    window: Window,
+    factors: tuple[float, float, float],
+    samples: int,
+) -> Tensor:
+    """Add what weak outputs hand down to the modified gradient of the input.
+
+    g_i = sum_j  w_ij ( alpha [x_i w_ij > 0] / z_j+  -  beta [x_i w_ij < 0] / z_j- ) R_j  (Bach et al. 2015, eq. 60)
+
+    Args:
+        pulled: the modified gradient, shape of x; changed in place.
+        x: the layer's input, shape (rows, channels, ...); rows of one sample lie next to each other.
+        weights: the weight, shape (outputs, channels / groups, ...), what its output channels are multiplied by or
+            None, and the bias or None, shape (outputs,).
+        relevance: of the weak outputs (:func:`relevance_of_weak`).
+        weak: the weak outputs (:func:`halves`).
+        outputs: the output's shape but its rows, (channels, ...).
+        window: which inputs an output sees.
+        factors: alpha, beta, and what keeps the sums from zero.
+        samples: N, the number of samples.
+
+    Returns:
+        What is not handed down, shape (2, N), float64: what the stabiliser takes, and what the bias does.
+    """
+    booked: Tensor = torch.ops.lrp.hand_down_weak(
+        pulled,
+        x,
+        *weights,
+        relevance,
+        weak,
+        [*outputs],
+        [*window.stride],
+        [*window.padding],
+        [*window.dilation],
+        window.groups,
+        *factors,
+        samples,
+    )
+    return booked
+
+
+def _halves(z: Tensor, size: Tensor, low: bool, high: bool, most: int) -> tuple[Tensor, Tensor]:
+    positive = torch.empty_like(z)
+    if not high:
+        mask = torch.add(z, size, alpha=1 - SHARE, out=positive) < 0
+    elif not low:
+        mask = torch.sub(z, size, alpha=1 - SHARE, out=positive) > 0
+    else:
+        mask = torch.abs(z, out=positive).sub_(size, alpha=1 - SHARE) > 0
+    places = _places(mask)
+    weak = places.new_zeros(1 + most)
+    weak[0] = len(places)
+    torch.add(z, size, out=positive)
+    if high:
+        torch.sub(z, size, out=size)
+    if 0 < len(places) <= most:
+        weak[1 : 1 + len(places)] = places
+        for sums, value in ((positive, inf), (size, -inf)) if high else ((positive, inf),):
+            if sums.is_contiguous():
+                sums.view(-1).index_fill_(0, places, value)
+            else:
+                sums.masked_fill_(mask, value)
+    return positive, weak
+
+
+def _places(mask: Tensor) -> Tensor:
+    """Return where a mask is set, in the order of its flattened entries: shape (K,)."""
+    flat = mask.reshape(-1)
+    if len(flat) % 8 or flat.device.type != "cpu":  # on a GPU each time of asking is a wait
+        return flat.nonzero().flatten()
+    # Few are: eight are looked at at a time, and then those that have one.
+    eights = flat.view(torch.int64).nonzero().flatten()
+    if not len(eights):
+        return eights
+    number, place = flat.view(-1, 8)[eights].nonzero().unbind(dim=1)
+    return eights[number] * 8 + place
+
+
+def _listed(weak: Tensor) -> Tensor:
+    """Return where weak outputs lie, shape (K,); nothing if there was no room for them."""
+    count = int(weak[0])
+    return weak[1 : 1 + count] if count < len(weak) else weak[:0]
+
+
+def _relevance_of_weak(out: Tensor, g: Tensor, weak: Tensor) -> Tensor:
+    places = _listed(weak)
+    relevance = out.new_empty(len(weak) - 1)
+    if not len(places):
+        return relevance
+    torch.mul(out.take(places), g.take(places), out=relevance[: len(places)])
+    return relevance
+
+
+def _hand_down_weak(
+    pulled: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    relevance: Tensor,
+    weak: Tensor,
+    outputs: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    alpha: float,
+    beta: float,
+    stabiliser: float,
+    samples: int,
+) -> Tensor:
+    window = Window(tuple(stride), tuple(padding), tuple(dilation), groups)
+    booked = relevance.new_zeros(2, samples, dtype=torch.float64)
+    a_sample = len(x) // samples * prod(outputs)
+    places, rows = _listed(weak), weight.flatten(1)
+    flat = (pulled if pulled.is_contiguous() else torch.zeros(pulled.shape).to(pulled)).view(-1)
+    step = max(BLOCK // rows.shape[1], 1)
+    for start in range(0, len(places), step):
+        at, arriving = places[start : start + step], relevance[start : start + step][: len(places) - start]
+        channels = at // prod(outputs[1:]) % outputs[0]
+        inputs, is_inside = _seen(at, x.shape, weight.shape, outputs, window)
+        w = rows[channels]
+        if scale is not None:
+            w.mul_(scale[channels, None])
+        if is_inside is not None:
+            w.mul_(is_inside)
+        terms = x.take(inputs).mul_(w)
+        up, down = terms.clamp(min=0).sum(dim=1), terms.clamp_(max=0).sum(dim=1)
+        if bias is not None:
+            b = bias[channels]
+            b_up, b_down = b.clamp(min=0), b.clamp(max=0)
+            up, down = up.add_(b_up), down.add_(b_down)
+        s_up = torch.where(up > 0, alpha * arriving / (up + stabiliser), 0.0)
+        s_down = torch.where(down < 0, -beta * arriving / (down - stabiliser), 0.0)
+        handed = torch.where(terms < 0, s_down[:, None], s_up[:, None]).mul_(w)
+        flat.index_add_(0, inputs.flatten(), handed.flatten())  # in order, unlike put_: the same to the last bit
+        kinds = [arriving - (up.mul_(s_up).add_(down.mul_(s_down)))]
+        if bias is not None:
+            kinds.append(b_up.mul_(s_up).add_(b_down.mul_(s_down)))
+        booked[: len(kinds)].index_add_(1, at // a_sample, torch.stack(kinds).double())
+    if not pulled.is_contiguous():
+        pulled.add_(flat.view(pulled.shape))
+    return booked
+
+
+def _seen(
+    at: Tensor, inputs: Sequence[int], weight: Sequence[int], outputs: Sequence[int], window: Window
+) -> tuple[Tensor, Tensor | None]:
+    """Return where the inputs lie that outputs see, shape (K, inputs), and which are no padding; None: all.
+
+    Args:
+        at: where the outputs lie in the flattened output, shape (K,).
+        inputs: shape of the layer's input.
+        weight: shape of its weight.
+        outputs: shape of its output but the rows.
+        window: which inputs an output sees.
+    """
+    plane, rest = prod(outputs[1:]), at % prod(outputs[1:])
+    group = at // (plane * outputs[0] // window.groups)  # of all rows, one after the other
+    size = prod(inputs[2:])
+    place = (group * (weight[1] * size))[:, None] + size * torch.arange(weight[1], device=at.device)
+    for number in range(len(window.stride)):
+        plane, size = plane // outputs[1 + number], size // inputs[2 + number]
+        along = _along(
+            (outputs[1 + number], inputs[2 + number], weight[2 + number]),
+            (window.stride[number], window.padding[number], window.dilation[number]),
+            size,
+            at.device,
+        )
+        place = (place[:, :, None] + along[rest // plane][:, None]).flatten(1)
+        rest = rest % plane
+    if not any(window.padding):
+        return place, None
+    return place.clamp(min=0), place >= 0
+
+
+@lru_cache(maxsize=256)
+def _along(sizes: tuple[int, int, int], window: tuple[int, int, int], far: int, device: torch.device) -> Tensor:
+    """Return where what outputs see lies along one dimension, shape (outputs, kernel), negative in the padding.
+
+    Args:
+        sizes: how many outputs and inputs there are, and how many inputs an output sees.
+        window: stride, padding, dilation.
+        far: how far apart inputs that are next to each other lie in memory.
+        device: where.
+    """
+    (outputs, inputs, kernel), (stride, padding, dilation) = sizes, window
+    first = torch.arange(outputs, device=device)[:, None] * stride - padding
+    place = first + torch.arange(kernel, device=device) * dilation
+    return torch.where((place < 0) | (place >= inputs), NOWHERE, place * far)
+
+
+def _like_halves(z: Tensor, size: Tensor, low: bool, high: bool, most: int) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(z), z.new_empty(1 + most, dtype=torch.int64)
+
+
+def _like_relevance(out: Tensor, g: Tensor, weak: Tensor) -> Tensor:
+    return out.new_empty(len(weak) - 1)
+
+
+def _like_booked(pulled: Tensor, *others: Any) -> Tensor:
+    return pulled.new_empty(2, others[-1], dtype=torch.float64)
+
+
+def _implement(name: str, function: Callable[..., Any], like: Callable[..., Any]) -> None:
+    """Say how an operator of the library works, and what shapes it returns, which torch's compiler asks for."""
+    _LIBRARY.impl(name, function, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+    torch.library.register_fake(f"lrp::{name}", like, lib=_LIBRARY)
+
+
+_implement("halves", _halves, _like_halves)
+_implement("relevance_of_weak", _relevance_of_weak, _like_relevance)
+_implement("hand_down_weak", _hand_down_weak, _like_booked)
