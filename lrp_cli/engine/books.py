@@ -48,6 +48,8 @@ def per_sample(relevance: Tensor, samples: int) -> Tensor:
     Returns:
         Shape (N,).
     """
+    if relevance.shape == (samples,):
+        return relevance.double()
     flat = relevance.reshape(samples, -1)
     # Rows of moderate length in the type at hand, the rest in float64: as precise, and several times as fast.
     row = next((size for size in (512, 256, 128, 64, 49, 32, 16) if flat.shape[1] % size == 0), 1)

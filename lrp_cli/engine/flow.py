@@ -64,6 +64,11 @@ class Flow:
         """R_j, shape of y; a new tensor each time, which may be overwritten."""
         return self.out * self.g
 
+    def relevance_times(self, factor: float) -> Tensor:
+        """Return ``factor R_j``, shape of y, in a single pass: a new tensor, which may be overwritten."""
+        nothing = torch.zeros((), dtype=self.g.dtype, device=self.g.device)
+        return torch.addcmul(nothing, self.out, self.g, value=factor)
+
     def relevance_over(self, z: Tensor, *, is_scratch: bool) -> Tensor:
         """Return R_j / z_j, shape of y; made in the place of z where that is scratch, which spares fresh memory."""
         return (torch.div(self.out, z, out=z) if is_scratch else self.out / z).mul_(self.g)

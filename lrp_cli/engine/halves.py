@@ -12,6 +12,9 @@ WIDE, NARROW = 12, 8
 """Contributions to an output from which on saving products is worth a try: one of two, as of non-negative inputs, or
 three of four. Of fewer too many sums are next to nothing: what was saved is lost again, and more."""
 
+MANY = 64
+"""Contributions to an output from which on it is asked whether any output is weak at all: next to none ever is."""
+
 ROOM = 0.5
 """Up to so many contributions to weak outputs for each output there is are worth being handed down one by one."""
 
@@ -26,13 +29,14 @@ class Halves:
     Attributes:
         positive: z_j + A_j, shape of y: twice the positive sum; infinite for weak outputs.
         negative: z_j - A_j, shape of y: twice the negative sum; None where it is not asked for.
-        weak: the outputs of which too little is left in the differences (:mod:`lrp_cli.engine.weak`).
+        weak: the outputs of which too little is left in the differences (:mod:`lrp_cli.engine.weak`); None: there are
+            none.
         window: which inputs an output sees.
     """
 
     positive: Tensor
     negative: Tensor | None
-    weak: Tensor
+    weak: Tensor | None
     window: Window
 
 
@@ -59,6 +63,9 @@ def halves(flow: Flow, stabiliser: float, *, use_bias: bool, both: bool) -> Halv
         most = int(ROOM * size.numel() / layer.fan_in)
         low = not flow.is_positive(use_bias=use_bias)
         positive, found = weak.halves(z, size, low=low, high=both, most=most)
-        return None if bool(found[0] > most) else Halves(positive, size if both else None, found, window)
+        negative = size if both else None
+        if layer.fan_in >= MANY and not bool(found[0] > 0):
+            return Halves(positive, negative, None, window)
+        return None if bool(found[0] > most) else Halves(positive, negative, found, window)
 
     return flow.once("halves", compute)

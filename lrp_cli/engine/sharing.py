@@ -9,7 +9,7 @@ from lrp_cli.engine.books import BIAS, EPSILON
 from lrp_cli.engine.flow import Contributions, Flow
 from lrp_cli.engine.halves import Halves, halves
 from lrp_cli.engine.masks import per_unit, where_above
-from lrp_cli.engine.weak import hand_down_weak, relevance_of_weak
+from lrp_cli.engine.weak import Window, hand_down_weak, relevance_of_weak
 
 
 def _divided(flow: Flow, z: Tensor, stabiliser: float, *, is_sure: bool) -> tuple[Tensor, bool]:
@@ -98,51 +98,52 @@ def _by_halves(flow: Flow, found: Halves, alpha: float, beta: float, stabiliser:
     With s+ = alpha R / (z + A) and s- = -beta R / (z - A), a positive input gets sum_j 2 (w+ s+ + w- s-) =
     sum_j (w (s+ + s-) + |w| (s+ - s-)); for a negative one the parts of w change places. Likewise for the bias.
     """
-    of_weak = relevance_of_weak(flow.out, flow.g, found.weak)
-    # In units of alpha: s+ is R / (z + A), and s- is -(beta / alpha) R / (z - A).
-    if found.negative is None:
+    of_weak = None if found.weak is None else relevance_of_weak(flow.out, flow.g, found.weak)
+    if found.negative is None:  # alpha is one
         both = difference = flow.relevance_over(found.positive, is_scratch=flow.is_last)
     else:
-        both, difference = _sum_and_difference(flow, found.positive, found.negative, beta / alpha)
+        both, difference = _sum_and_difference(flow, found.positive, found.negative, alpha, beta)
     # (z + A) s+ holds twice the share of b+ and of the stabiliser, (z - A) s- that of b- and of minus the stabiliser.
     shares: dict[str, Tensor | float] = {EPSILON: 2 * stabiliser}
     if bias is not None:
-        flow.book_shares(both, _times(alpha, {BIAS: bias}))
+        flow.book_shares(both, {BIAS: bias})
         shares = shares | {BIAS: bias.abs()}
-    flow.book_shares(difference, _times(alpha, shares))
+    flow.book_shares(difference, shares)
     pulled = flow.add_by_size(flow.hand_down(both), difference)
-    if alpha != 1:
-        pulled.mul_(alpha)
-    _add_weak(pulled, flow, found, of_weak, bias, (alpha, beta, stabiliser))
+    if found.weak is not None and of_weak is not None:
+        _add_weak(pulled, flow, found.weak, found.window, of_weak, bias, (alpha, beta, stabiliser))
     return pulled
 
 
 def _add_weak(
     pulled: Tensor,
     flow: Flow,
-    found: Halves,
+    weak: Tensor,
+    window: Window,
     relevance: Tensor,
     bias: Tensor | None,
     factors: tuple[float, float, float],
 ) -> None:
-    """Add to ``pulled`` what weak outputs hand down, and book what they do not; arguments as in :func:`_by_halves`."""
-    layer, x, outputs = flow.map, flow.x, found.positive.shape
-    if found.window.is_matrix:  # positions are rows, too
+    """Add to ``pulled`` what weak outputs hand down, and book what they do not (:func:`hand_down_weak`)."""
+    layer, x, outputs = flow.map, flow.x, flow.g.shape
+    if window.is_matrix:  # positions are rows, too
         x, pulled, outputs = x.reshape(-1, x.shape[-1]), pulled.view(-1, x.shape[-1]), outputs[-2:]
     weights = layer.raw, layer.scale, bias
     of_stabiliser, of_bias = hand_down_weak(
-        pulled, x, weights, relevance, found.weak, outputs[1:], found.window, factors, flow.books.samples
+        pulled, x, weights, relevance, weak, outputs[1:], window, factors, flow.books.samples
     )
     flow.book(EPSILON, of_stabiliser)
     if bias is not None:
         flow.book(BIAS, of_bias)
 
 
-def _sum_and_difference(flow: Flow, positive: Tensor, negative: Tensor, factor: float) -> tuple[Tensor, Tensor]:
-    """Return s+ + s- and s+ - s-, where s+ = R / positive and s- = -factor R / negative, all of shape y."""
-    relevance, is_scratch = flow.relevance, flow.is_last
+def _sum_and_difference(
+    flow: Flow, positive: Tensor, negative: Tensor, alpha: float, beta: float
+) -> tuple[Tensor, Tensor]:
+    """Return s+ + s- and s+ - s-, where s+ = alpha R / positive and s- = -beta R / negative, all of shape y."""
+    relevance, is_scratch = flow.relevance_times(alpha), flow.is_last
     s = torch.div(relevance, positive, out=positive if is_scratch else None)
-    difference = torch.addcdiv(s, relevance, negative, value=factor, out=negative if is_scratch else None)
+    difference = torch.addcdiv(s, relevance, negative, value=beta / alpha, out=negative if is_scratch else None)
     return torch.lerp(difference, s, 2.0, out=s), difference  # 2 s+ - (s+ - s-)
 
 

@@ -25,6 +25,9 @@ off others at most, of 24 in single precision."""
 NOWHERE = -(2**48)
 """A place so far in front of a tensor that nothing added to it leads into the tensor."""
 
+ROW = 64
+"""Entries that are looked at together for the largest one."""
+
 BLOCK = 2**20
 """Contributions that are gone through at a time, which bounds the memory that they take."""
 
@@ -135,13 +138,13 @@ def hand_down_weak(
 def _halves(z: Tensor, size: Tensor, low: bool, high: bool, most: int) -> tuple[Tensor, Tensor]:
     positive = torch.empty_like(z)
     if not high:
-        mask = torch.add(z, size, alpha=1 - SHARE, out=positive) < 0
+        excess = torch.add(z, size, alpha=1 - SHARE, out=positive).neg_()
     elif not low:
-        mask = torch.sub(z, size, alpha=1 - SHARE, out=positive) > 0
+        excess = torch.sub(z, size, alpha=1 - SHARE, out=positive)
     else:
-        mask = torch.abs(z, out=positive).sub_(size, alpha=1 - SHARE) > 0
-    places = _places(mask)
-    weak = places.new_zeros(1 + most)
+        excess = torch.abs(z, out=positive).sub_(size, alpha=1 - SHARE)
+    places = _positive_places(excess)
+    weak = places.new_empty(1 + most)
     weak[0] = len(places)
     torch.add(z, size, out=positive)
     if high:
@@ -149,24 +152,31 @@ def _halves(z: Tensor, size: Tensor, low: bool, high: bool, most: int) -> tuple[
     if 0 < len(places) <= most:
         weak[1 : 1 + len(places)] = places
         for sums, value in ((positive, inf), (size, -inf)) if high else ((positive, inf),):
-            if sums.is_contiguous():
-                sums.view(-1).index_fill_(0, places, value)
-            else:
-                sums.masked_fill_(mask, value)
+            _fill_at(sums, places, value)
     return positive, weak
 
 
-def _places(mask: Tensor) -> Tensor:
-    """Return where a mask is set, in the order of its flattened entries: shape (K,)."""
-    flat = mask.reshape(-1)
-    if len(flat) % 8 or flat.device.type != "cpu":  # on a GPU each time of asking is a wait
-        return flat.nonzero().flatten()
-    # Few are: eight are looked at at a time, and then those that have one.
-    eights = flat.view(torch.int64).nonzero().flatten()
-    if not len(eights):
-        return eights
-    number, place = flat.view(-1, 8)[eights].nonzero().unbind(dim=1)
-    return eights[number] * 8 + place
+def _positive_places(excess: Tensor) -> Tensor:
+    """Return where entries are positive, in their order in the flattened tensor: shape (K,)."""
+    flat = excess.reshape(-1)
+    if flat.device.type == "cpu" and len(flat) % ROW == 0:  # on a GPU each time of asking is a wait
+        # Comparing takes longer than looking for the largest: where few rows have one, only those are compared.
+        rows = flat.view(-1, ROW)
+        having = (rows.amax(dim=1) > 0).nonzero().flatten()
+        if not len(having):
+            return having
+        if len(having) < len(rows) // 8:
+            number, place = (rows[having] > 0).nonzero().unbind(dim=1)
+            return having[number] * ROW + place
+    return (flat > 0).nonzero().flatten()
+
+
+def _fill_at(tensor: Tensor, places: Tensor, value: float) -> None:
+    """Set entries of a tensor, where they lie in it flattened."""
+    if tensor.is_contiguous():
+        tensor.view(-1).index_fill_(0, places, value)
+    else:
+        tensor[torch.unravel_index(places, tensor.shape)] = value
 
 
 def _listed(weak: Tensor) -> Tensor:
@@ -202,10 +212,12 @@ def _hand_down_weak(
     stabiliser: float,
     samples: int,
 ) -> Tensor:
-    window = Window(tuple(stride), tuple(padding), tuple(dilation), groups)
-    booked = relevance.new_zeros(2, samples, dtype=torch.float64)
+    booked = torch.zeros(2, samples, dtype=torch.float64, device=relevance.device)
+    places = _listed(weak)
+    if not len(places):
+        return booked
+    window, rows = Window(tuple(stride), tuple(padding), tuple(dilation), groups), weight.flatten(1)
     a_sample = len(x) // samples * prod(outputs)
-    places, rows = _listed(weak), weight.flatten(1)
     flat = (pulled if pulled.is_contiguous() else torch.zeros(pulled.shape).to(pulled)).view(-1)
     step = max(BLOCK // rows.shape[1], 1)
     for start in range(0, len(places), step):

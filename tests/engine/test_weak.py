@@ -59,6 +59,7 @@ def roomy(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have products saved at every layer, however many outputs are weak."""
     monkeypatch.setattr(halves, "NARROW", 1)
     monkeypatch.setattr(halves, "WIDE", 1)
+    monkeypatch.setattr(halves, "MANY", 2**30)
     monkeypatch.setattr(halves, "ROOM", 1e3)
 
 
@@ -151,6 +152,24 @@ def test_single_precision(rule: Rule, listed: Listed, monkeypatch: pytest.Monkey
     assert len(listed.counts) == 2
     monkeypatch.setattr(weak, "SHARE", 0.0)
     assert misplaced(rule) > 1e-4  # so much is lost where they are taken for others
+
+
+@pytest.mark.parametrize("few", [True, False], ids=["some are weak", "none is"])
+def test_wide_layers_are_asked_whether_there_are_any(few: bool, listed: Listed) -> None:
+    layer = seeded(lambda: nn.Linear(halves.MANY, 2000))
+    x = signed(2, halves.MANY)
+    if few:
+        with torch.no_grad():
+            layer.weight[7] = x[0].sign() * layer.weight[7].abs()
+            layer.bias[7] = 0
+    y = layer(x)
+    seed = signed(2, 2000, seed=4)
+    relevance, _, _ = propagate(layer, x, seed, AlphaBeta())
+    m = matrix_of(layer, (halves.MANY,))
+    for n in range(2):
+        expected, _, _ = slow(AlphaBeta(), m, x[n], y[n] * seed[n])
+        torch.testing.assert_close(relevance[n], expected)
+    assert listed.counts == [1] * few
 
 
 def test_more_than_there_is_room_for(listed: Listed, monkeypatch: pytest.MonkeyPatch) -> None:
