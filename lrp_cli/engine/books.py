@@ -49,7 +49,7 @@ def per_sample(relevance: Tensor, samples: int) -> Tensor:
         Shape (N,).
     """
     if relevance.shape == (samples,):
-        return relevance.double()
+        return relevance.to(torch.float64, copy=True)
     flat = relevance.reshape(samples, -1)
     # Rows of moderate length in the type at hand, the rest in float64: as precise, and several times as fast.
     row = next((size for size in (512, 256, 128, 64, 49, 32, 16) if flat.shape[1] % size == 0), 1)

@@ -13,7 +13,8 @@ WIDE, NARROW = 12, 8
 three of four. Of fewer too many sums are next to nothing: what was saved is lost again, and more."""
 
 MANY = 64
-"""Contributions to an output from which on it is asked whether any output is weak at all: next to none ever is."""
+"""Contributions to an output from which on it is asked whether any output is weak at all: next to none ever is.
+(Not where other targets follow: all of what was done for the first one would be begun anew if one is, for once.)"""
 
 ROOM = 0.5
 """Up to so many contributions to weak outputs for each output there is are worth being handed down one by one."""
@@ -50,12 +51,14 @@ def halves(flow: Flow, stabiliser: float, *, use_bias: bool, both: bool) -> Halv
         both: whether the negative sum matters, too.
     """
     layer, window = flow.map, flow.map.window
-    is_worth_it = layer.fan_in >= (WIDE if flow.is_non_negative else NARROW)
+    # Of an output whose bias is left out, some digits are gone already, which fewer contributions would feel.
+    is_exact = use_bias or layer.bias is None
+    is_worth_it = layer.fan_in >= (NARROW if is_exact and not flow.is_non_negative else WIDE)
     # Products in another type leave z without the precision of A_j.
     if window is None or not is_worth_it or layer.products is not None or flow.account.batch_dim:
         return None
     bias = layer.bias if use_bias else None
-    z = flow.y if use_bias or layer.bias is None else flow.total
+    z = flow.y if is_exact else flow.total
 
     def compute() -> Halves | None:
         offset = flow.offset(None if bias is None else bias.abs(), 2 * stabiliser)
@@ -64,7 +67,7 @@ def halves(flow: Flow, stabiliser: float, *, use_bias: bool, both: bool) -> Halv
         low = not flow.is_positive(use_bias=use_bias)
         positive, found = weak.halves(z, size, low=low, high=both, most=most)
         negative = size if both else None
-        if layer.fan_in >= MANY and not bool(found[0] > 0):
+        if layer.fan_in >= MANY and flow.is_last and not bool(found[0] > 0):
             return Halves(positive, negative, None, window)
         return None if bool(found[0] > most) else Halves(positive, negative, found, window)
 

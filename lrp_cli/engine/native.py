@@ -171,9 +171,11 @@ def _floats_in(pair: tuple[Any, Any]) -> list[tuple[Tensor, Tensor]]:
 
 
 def _are_close(pairs: Sequence[tuple[Tensor, Tensor]], tolerance: float) -> bool:
-    """Whether tensors differ by no more than a part of the largest number in any of them."""
-    largest = max((float(expected.abs().max()) for _, expected in pairs if expected.numel()), default=0.0)
+    """Whether tensors differ by no more than a part of the largest number in any of them; infinities are the same."""
+    finite = [expected[expected.isfinite()] for _, expected in pairs]
+    largest = max((float(numbers.abs().max()) for numbers in finite if numbers.numel()), default=0.0)
     return all(
-        found.shape == expected.shape and bool(((found - expected).abs() <= tolerance * largest).all())
+        found.shape == expected.shape
+        and bool((((found - expected).abs() <= tolerance * largest) | (found == expected)).all())
         for found, expected in pairs
     )

@@ -1,6 +1,7 @@
 """What several rules are made of: how relevance is shared out among the contributions of one sign, or of both."""
 
 from collections.abc import Callable
+from math import copysign
 
 import torch
 from torch import Tensor
@@ -17,9 +18,13 @@ def _divided(flow: Flow, z: Tensor, stabiliser: float, *, is_sure: bool) -> tupl
 
     Arguments as those of :func:`shared_out`.
     """
-    if is_sure or not bool(z.amin() <= stabiliser if stabiliser >= 0 else z.amax() >= stabiliser):
+    if is_sure or not bool(z.amin() <= stabiliser if _is_positive(stabiliser) else z.amax() >= stabiliser):
         return torch.div(flow.out, z, out=z), True
     return z, False
+
+
+def _is_positive(stabiliser: float) -> bool:
+    return copysign(1, stabiliser) > 0
 
 
 def shared_out(
@@ -37,7 +42,7 @@ def shared_out(
         flow: the layer call.
         name: under which what does not depend on the target is kept.
         z: makes the sum of contributions of one sign, stabiliser included: a new tensor.
-        stabiliser: what was added to z; its sign is the sign of the contributions.
+        stabiliser: what was added to z; its sign is the sign of the contributions, also where it is zero.
         factor: times what relevance is booked.
         is_sure: whether z is known to hold more than the stabiliser wherever relevance arrives.
     """
@@ -45,11 +50,12 @@ def shared_out(
     if is_ratio:
         return flow.times_g(kept)
     relevance = flow.relevance
-    if stabiliser >= 0:
+    if _is_positive(stabiliser):
         distributed = where_above(relevance, kept, stabiliser)
         absorbed = relevance.sub_(distributed)
     else:  # the stabiliser alone counts as above, too
-        absorbed = where_above(relevance, kept, stabiliser * (1 + torch.finfo(kept.dtype).eps))
+        threshold = stabiliser * (1 + torch.finfo(kept.dtype).eps) or -torch.finfo(kept.dtype).tiny
+        absorbed = where_above(relevance, kept, threshold)
         distributed = relevance.sub_(absorbed)
     flow.book(EPSILON, absorbed, times=factor)
     return distributed.div_(kept) if stabiliser else per_unit(distributed, kept)
@@ -88,7 +94,8 @@ def share_by_sign(flow: Flow, alpha: float, beta: float, stabiliser: float, use_
         pulled.mul_(alpha)
     if beta:
         part = None if bias is None else bias.clamp(max=0)
-        pulled.add_(hand_down(-beta, flow.negative(flow.offset(part, -stabiliser)), part, -stabiliser), alpha=-beta)
+        least = -float(stabiliser)  # minus zero, not zero
+        pulled.add_(hand_down(-beta, flow.negative(flow.offset(part, least)), part, least), alpha=-beta)
     return pulled
 
 

@@ -52,7 +52,7 @@ class Window:
         return not self.stride
 
 
-_LIBRARY = torch.library.Library("lrp", "DEF")  # type: ignore[no-untyped-call]
+_LIBRARY = torch.library.Library("lrp_cli", "DEF")  # type: ignore[no-untyped-call]
 for _schema in (
     "halves(Tensor z, Tensor(a!) size, bool low, bool high, int most) -> (Tensor, Tensor)",
     "relevance_of_weak(Tensor out, Tensor g, Tensor weak) -> Tensor",
@@ -78,13 +78,13 @@ def halves(z: Tensor, size: Tensor, *, low: bool, high: bool, most: int) -> tupl
     Returns:
         Twice the positive sum, shape of z, and the weak outputs, shape (1 + most,): their number, and their places.
     """
-    found: tuple[Tensor, Tensor] = torch.ops.lrp.halves(z, size, low, high, most)
+    found: tuple[Tensor, Tensor] = torch.ops.lrp_cli.halves(z, size, low, high, most)
     return found
 
 
 def relevance_of_weak(out: Tensor, g: Tensor, weak: Tensor) -> Tensor:
     """Return the relevance ``out * g`` of weak outputs, shape (most,), with room behind it that holds anything."""
-    relevance: Tensor = torch.ops.lrp.relevance_of_weak(out, g, weak)
+    relevance: Tensor = torch.ops.lrp_cli.relevance_of_weak(out, g, weak)
     return relevance
 
 
@@ -118,7 +118,7 @@ def hand_down_weak(
     Returns:
         What is not handed down, shape (2, N), float64: what the stabiliser takes, and what the bias does.
     """
-    booked: Tensor = torch.ops.lrp.hand_down_weak(
+    booked: Tensor = torch.ops.lrp_cli.hand_down_weak(
         pulled,
         x,
         *weights,
@@ -143,7 +143,7 @@ def _halves(z: Tensor, size: Tensor, low: bool, high: bool, most: int) -> tuple[
         excess = torch.sub(z, size, alpha=1 - SHARE, out=positive)
     else:
         excess = torch.abs(z, out=positive).sub_(size, alpha=1 - SHARE)
-    places = _positive_places(excess)
+    places = _places_from_zero(excess)  # zero, where there is nothing at all, and nothing to keep sums from zero
     weak = places.new_empty(1 + most)
     weak[0] = len(places)
     torch.add(z, size, out=positive)
@@ -156,19 +156,19 @@ def _halves(z: Tensor, size: Tensor, low: bool, high: bool, most: int) -> tuple[
     return positive, weak
 
 
-def _positive_places(excess: Tensor) -> Tensor:
-    """Return where entries are positive, in their order in the flattened tensor: shape (K,)."""
+def _places_from_zero(excess: Tensor) -> Tensor:
+    """Return where entries are not negative, in their order in the flattened tensor: shape (K,)."""
     flat = excess.reshape(-1)
-    if flat.device.type == "cpu" and len(flat) % ROW == 0:  # on a GPU each time of asking is a wait
+    if flat.device.type == "cpu" and len(flat) and len(flat) % ROW == 0:  # on a GPU each time of asking is a wait
         # Comparing takes longer than looking for the largest: where few rows have one, only those are compared.
         rows = flat.view(-1, ROW)
-        having = (rows.amax(dim=1) > 0).nonzero().flatten()
+        having = (rows.amax(dim=1) >= 0).nonzero().flatten()
         if not len(having):
             return having
         if len(having) < len(rows) // 8:
-            number, place = (rows[having] > 0).nonzero().unbind(dim=1)
+            number, place = (rows[having] >= 0).nonzero().unbind(dim=1)
             return having[number] * ROW + place
-    return (flat > 0).nonzero().flatten()
+    return (flat >= 0).nonzero().flatten()
 
 
 def _fill_at(tensor: Tensor, places: Tensor, value: float) -> None:
@@ -218,7 +218,7 @@ def _hand_down_weak(
         return booked
     window, rows = Window(tuple(stride), tuple(padding), tuple(dilation), groups), weight.flatten(1)
     a_sample = len(x) // samples * prod(outputs)
-    flat = (pulled if pulled.is_contiguous() else torch.zeros(pulled.shape).to(pulled)).view(-1)
+    flat = pulled.view(-1) if pulled.is_contiguous() else pulled.new_zeros(pulled.numel())
     step = max(BLOCK // rows.shape[1], 1)
     for start in range(0, len(places), step):
         at, arriving = places[start : start + step], relevance[start : start + step][: len(places) - start]
@@ -238,7 +238,8 @@ def _hand_down_weak(
         s_up = torch.where(up > 0, alpha * arriving / (up + stabiliser), 0.0)
         s_down = torch.where(down < 0, -beta * arriving / (down - stabiliser), 0.0)
         handed = torch.where(terms < 0, s_down[:, None], s_up[:, None]).mul_(w)
-        flat.index_add_(0, inputs.flatten(), handed.flatten())  # in order, unlike put_: the same to the last bit
+        # In order on a processor, unlike put_: the same to the last bit each time.
+        flat.index_add_(0, inputs.flatten(), handed.flatten())
         kinds = [arriving - (up.mul_(s_up).add_(down.mul_(s_down)))]
         if bias is not None:
             kinds.append(b_up.mul_(s_up).add_(b_down.mul_(s_down)))
@@ -310,7 +311,7 @@ def _like_booked(pulled: Tensor, *others: Any) -> Tensor:
 def _implement(name: str, function: Callable[..., Any], like: Callable[..., Any]) -> None:
     """Say how an operator of the library works, and what shapes it returns, which torch's compiler asks for."""
     _LIBRARY.impl(name, function, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
-    torch.library.register_fake(f"lrp::{name}", like, lib=_LIBRARY)
+    torch.library.register_fake(f"lrp_cli::{name}", like, lib=_LIBRARY)
 
 
 _implement("halves", _halves, _like_halves)

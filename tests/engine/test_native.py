@@ -121,8 +121,18 @@ def test_what_is_compiled_gives_what_a_first_explanation_gives(preset: str, runs
     assert all(parameter.requires_grad for parameter in net.parameters())
 
 
-def test_several_targets(runs: list[bool]) -> None:
-    explainer, plain = (Explainer(network(), "epsilon-plus-flat", compile=compile) for compile in (True, False))
+def depthwise() -> nn.Module:
+    """Return a network some outputs of which are weak (:mod:`lrp_cli.engine.weak`)."""
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 16, 1), nn.SiLU(), nn.Conv2d(16, 16, 3, groups=16), nn.SiLU()
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5)).eval()
+
+
+@pytest.mark.parametrize(
+    ("make", "preset"), [(network, "epsilon-plus-flat"), (depthwise, "epsilon-alpha2-beta1")], ids=["plus", "weak"]
+)
+def test_several_targets(make: Callable[[], nn.Module], preset: str, runs: list[bool]) -> None:
+    explainer, plain = (Explainer(make(), preset, compile=compile) for compile in (True, False))
     for _ in range(UNTIL_THEN + 2):
         runs.clear()
         found, expected = (

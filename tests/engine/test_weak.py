@@ -1,7 +1,9 @@
 """Weak outputs, of which next to nothing of one sign arrives: their relevance is as exact as that of others."""
 
 import copy
+import itertools
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -102,7 +104,7 @@ def test_behind_a_batch_norm_of_inputs_that_are_zero_in_places(
 
 @pytest.mark.usefixtures("roomy")
 @pytest.mark.parametrize("shape", [(6, 4, 16), (4, 6, 16)], ids=["samples first", "samples second"])
-def test_books_of_each_sample(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_books_of_each_sample(shape: tuple[int, ...], listed: Listed, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weak, "SHARE", ANY)
     layer, rule = seeded(lambda: nn.Linear(16, 5)), AlphaBeta(2, 1, 0.1)
 
@@ -126,6 +128,53 @@ def test_books_of_each_sample(shape: tuple[int, ...], monkeypatch: pytest.Monkey
         torch.testing.assert_close(propagated.relevance[n], torch.stack([relevance for relevance, _, _ in rows]))
         absorbed = sum(bias + epsilon for _, bias, epsilon in rows)
         torch.testing.assert_close(propagated.books.total()[n], absorbed)
+    assert listed.counts == [6 * 4 * 5] * (shape[0] == 6)  # where samples are not the rows, products are not saved
+
+
+@pytest.mark.usefixtures("roomy")
+def test_rows_that_are_parts_of_samples(listed: Listed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weak, "SHARE", ANY)
+    layer, rule = seeded(lambda: nn.Conv2d(2, 3, 3, padding=1)), AlphaBeta(2, 1, 0.1)
+
+    class Windows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x.flatten(0, 1)).unflatten(0, x.shape[:2]).flatten(1)
+
+    x = signed(2, 3, 2, 4, 4)
+    propagation = Propagation(Windows().eval(), x, Only(rule))
+    propagated = propagation.propagate(torch.ones_like(propagation.logits))
+    m = matrix_of(layer, (2, 4, 4))
+    for n in range(2):
+        rows = [slow(rule, m, row.flatten(), row.flatten() @ m.w + m.b) for row in x[n]]
+        expected = torch.stack([relevance for relevance, _, _ in rows]).view_as(x[n])
+        torch.testing.assert_close(propagated.relevance[n], expected)
+        torch.testing.assert_close(propagated.books.total()[n], sum(bias + epsilon for _, bias, epsilon in rows))
+    assert listed.counts == [2 * 3 * 3 * 16]
+
+
+@pytest.mark.parametrize("use_bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_outputs_that_see_nothing_and_nothing_to_stabilise(
+    dtype: torch.dtype, use_bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(3, 16, 1), nn.ReLU(), nn.Conv2d(16, 32, 3, bias=not use_bias))
+
+    model, x, seed = seeded(make), signed(2, 3, 24, 24), signed(2, 32 * 22 * 22, seed=4)
+    with torch.no_grad():
+        model[0].bias[:] = -0.01
+        model[0].weight[:] = model[0].weight.abs()
+    x[:, :, :3, :3] = -1  # behind the ReLU there is nothing
+    rule = AlphaBeta(2, 1, 0, use_bias=use_bias)
+    found, _, _ = propagate(model.to(dtype), x.to(dtype), seed.to(dtype), rule)
+    monkeypatch.setattr(halves, "WIDE", 2**30)
+    expected, _, _ = propagate(model, x.to(dtype), seed.to(dtype), rule)
+    assert found.isfinite().all()
+    assert (found - expected).abs().sum() <= 1e-4 * expected.abs().sum()
 
 
 def depthwise() -> tuple[nn.Conv2d, Tensor]:
@@ -136,9 +185,11 @@ def depthwise() -> tuple[nn.Conv2d, Tensor]:
     return layer, x.float().double()
 
 
-def misplaced(rule: Rule) -> float:
+def misplaced(rule: Rule, bias: float = 0) -> float:
     """Return which share of an explanation in single precision differs from one in double precision."""
     layer, x = depthwise()
+    if bias:
+        layer.bias = nn.Parameter(bias * signed(16, seed=5).float().double())
     seed = signed(2, 16 * 100, seed=3).float().double()
     exact, _, _ = propagate(layer, x, seed, rule)
     rough, _, _ = propagate(copy.deepcopy(layer).float(), x.float(), seed.float(), rule)
@@ -164,12 +215,30 @@ def test_wide_layers_are_asked_whether_there_are_any(few: bool, listed: Listed) 
             layer.bias[7] = 0
     y = layer(x)
     seed = signed(2, 2000, seed=4)
-    relevance, _, _ = propagate(layer, x, seed, AlphaBeta())
+    relevance = Propagation(layer, x, Only(AlphaBeta())).propagate(seed, keep=False).relevance
     m = matrix_of(layer, (halves.MANY,))
     for n in range(2):
         expected, _, _ = slow(AlphaBeta(), m, x[n], y[n] * seed[n])
         torch.testing.assert_close(relevance[n], expected)
     assert listed.counts == [1] * few
+
+
+def test_a_large_bias_that_is_left_out() -> None:
+    assert misplaced(AlphaBeta(use_bias=False), bias=1e4) <= 1e-6
+
+
+def test_several_targets(listed: Listed) -> None:
+    layer, x = depthwise()
+    propagation = Propagation(nn.Sequential(layer, nn.Flatten()).eval(), x, Only(AlphaBeta()))
+    seeds = [signed(2, 16 * 100, seed=number) for number in range(4)]
+    found = [propagation.propagate(seed, keep=number < 3) for number, seed in enumerate(seeds)]
+    assert len(listed.counts) == 4
+    assert all(listed.counts)
+    for each, seed in zip(found, seeds, strict=True):
+        expected, _, _ = propagate(layer, x, seed, AlphaBeta())
+        torch.testing.assert_close(each.relevance, expected)
+        total = each.relevance.flatten(1).sum(dim=1) + each.books.total()
+        torch.testing.assert_close(total, (propagation.logits * seed).sum(dim=1))
 
 
 def test_more_than_there_is_room_for(listed: Listed, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,16 +292,21 @@ def test_programs_have_another_number_of_them_each_time(
         assert (found - expected).abs().sum() <= 1e-5 * expected.abs().sum()
 
 
-def test_operators_do_what_they_say_they_do() -> None:
+def test_operators_do_what_they_say_they_do(monkeypatch: pytest.MonkeyPatch) -> None:
     """They change no other argument, and return tensors of the shapes that torch's compiler is told."""
+    monkeypatch.setattr(weak, "SHARE", 0.5)
     torch.manual_seed(0)
     x, layer = torch.randn(2, 4, 6, 6), nn.Conv2d(4, 8, 3, stride=2, padding=1, groups=2)
     w = layer.weight.detach()
     z, size = (F.conv2d(*given, None, 2, 1, 1, 2) for given in ((x, w), (x.abs(), w.abs())))
-    tests = ("test_schema", "test_faketensor")
-    torch.library.opcheck(torch.ops.lrp.halves, (z, size.clone(), True, True, 40), test_utils=tests)
-    positive, found = weak.halves(z, size * 0.99, low=True, high=True, most=z.numel())
-    torch.library.opcheck(torch.ops.lrp.relevance_of_weak, (z, positive, found), test_utils=tests)
+    check = partial(torch.library.opcheck, test_utils=("test_schema", "test_faketensor"))
+    for low, high, most in itertools.product((True, False), (True, False), (0, z.numel())):
+        check(torch.ops.lrp_cli.halves, (z, size.clone(), low, high, most))
+    positive, found = weak.halves(z, size, low=True, high=True, most=z.numel())
+    assert 0 < int(found[0]) < z.numel()
+    check(torch.ops.lrp_cli.relevance_of_weak, (z, positive, found))
     relevance = weak.relevance_of_weak(z, z, found)
-    given = torch.zeros_like(x), x, w, torch.rand(8), torch.randn(8), relevance, found, [8, 3, 3], [2, 2], [1, 1]
-    torch.library.opcheck(torch.ops.lrp.hand_down_weak, (*given, [1, 1], 2, 2.0, 1.0, 1e-3, 2), test_utils=tests)
+    for format in (torch.contiguous_format, torch.channels_last):
+        pulled = torch.zeros_like(x, memory_format=format)
+        given = pulled, x, w, torch.rand(8), torch.randn(8), relevance, found, [8, 3, 3], [2, 2], [1, 1], [1, 1], 2
+        check(torch.ops.lrp_cli.hand_down_weak, (*given, 2.0, 1.0, 1e-3, 2))
