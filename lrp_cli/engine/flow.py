@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from lrp_cli.engine.books import Account, Books, per_sample
+from lrp_cli.engine.books import Account, Books
 from lrp_cli.engine.linear_maps import LinearMap
 from lrp_cli.engine.masks import by_sign
 
@@ -92,10 +92,6 @@ class Flow:
             shares: kind -> c, shape (channels,), or a number.
         """
         self.books.book_channels(self.account, self.map, s, shares)
-
-    def per_sample(self, relevance: Tensor) -> Tensor:
-        """Sum relevance, shape of y, over everything but the batch: shape (N,), float64."""
-        return per_sample(relevance.movedim(self.account.batch_dim, 0), self.books.samples)
 
     def once(self, name: str, compute: Callable[[], Value]) -> Value:
         """Return what ``compute`` makes of x and y, computed once for all targets of a forward pass."""

@@ -1,4 +1,4 @@
-"""Sums of contributions by their sign, those of both from one product, where few enough digits are lost in it."""
+"""Sums of contributions by their sign, those of both from one product, but for outputs that it leaves no digits of."""
 
 from dataclasses import dataclass
 
@@ -65,7 +65,7 @@ def halves(flow: Flow, stabiliser: float, *, use_bias: bool, both: bool) -> Halv
         size = layer.apply(flow.x if flow.is_non_negative else flow.x.abs(), layer.transformed("absolute"), offset)
         most = int(ROOM * size.numel() / layer.fan_in)
         low = not flow.is_positive(use_bias=use_bias)
-        positive, found = weak.halves(z, size, low=low, high=both, most=most)
+        positive, found = weak.sums_by_sign(z, size, low=low, high=both, most=most)
         negative = size if both else None
         if layer.fan_in >= MANY and flow.is_last and not bool(found[0] > 0):
             return Halves(positive, negative, None, window)

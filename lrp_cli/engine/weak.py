@@ -54,7 +54,7 @@ class Window:
 
 _LIBRARY = torch.library.Library("lrp_cli", "DEF")  # type: ignore[no-untyped-call]
 for _schema in (
-    "halves(Tensor z, Tensor(a!) size, bool low, bool high, int most) -> (Tensor, Tensor)",
+    "sums_by_sign(Tensor z, Tensor(a!) size, bool low, bool high, int most) -> (Tensor, Tensor)",
     "relevance_of_weak(Tensor out, Tensor g, Tensor weak) -> Tensor",
     "hand_down_weak(Tensor(a!) pulled, Tensor x, Tensor weight, Tensor? scale, Tensor? bias, Tensor relevance, "
     "Tensor weak, int[] outputs, int[] stride, int[] padding, int[] dilation, int groups, float alpha, float beta, "
@@ -63,7 +63,7 @@ for _schema in (
     _LIBRARY.define(_schema)  # type: ignore[no-untyped-call]
 
 
-def halves(z: Tensor, size: Tensor, *, low: bool, high: bool, most: int) -> tuple[Tensor, Tensor]:
+def sums_by_sign(z: Tensor, size: Tensor, *, low: bool, high: bool, most: int) -> tuple[Tensor, Tensor]:
     """Return ``z + size``, and the weak outputs; if ``high``, ``size`` becomes ``z - size``.
 
     The sums of weak outputs are infinite, so that nothing is shared out in proportion to them.
@@ -78,7 +78,7 @@ def halves(z: Tensor, size: Tensor, *, low: bool, high: bool, most: int) -> tupl
     Returns:
         Twice the positive sum, shape of z, and the weak outputs, shape (1 + most,): their number, and their places.
     """
-    found: tuple[Tensor, Tensor] = torch.ops.lrp_cli.halves(z, size, low, high, most)
+    found: tuple[Tensor, Tensor] = torch.ops.lrp_cli.sums_by_sign(z, size, low, high, most)
     return found
 
 
@@ -109,7 +109,7 @@ def hand_down_weak(
         weights: the weight, shape (outputs, channels / groups, ...), what its output channels are multiplied by or
             None, and the bias or None, shape (outputs,).
         relevance: of the weak outputs (:func:`relevance_of_weak`).
-        weak: the weak outputs (:func:`halves`).
+        weak: the weak outputs (:func:`sums_by_sign`).
         outputs: the output's shape but its rows, (channels, ...).
         window: which inputs an output sees.
         factors: alpha, beta, and what keeps the sums from zero.
@@ -135,7 +135,7 @@ def hand_down_weak(
     return booked
 
 
-def _halves(z: Tensor, size: Tensor, low: bool, high: bool, most: int) -> tuple[Tensor, Tensor]:
+def _sums_by_sign(z: Tensor, size: Tensor, low: bool, high: bool, most: int) -> tuple[Tensor, Tensor]:
     positive = torch.empty_like(z)
     if not high:
         excess = torch.add(z, size, alpha=1 - SHARE, out=positive).neg_()
@@ -296,7 +296,7 @@ def _along(sizes: tuple[int, int, int], window: tuple[int, int, int], far: int, 
     return torch.where((place < 0) | (place >= inputs), NOWHERE, place * far)
 
 
-def _like_halves(z: Tensor, size: Tensor, low: bool, high: bool, most: int) -> tuple[Tensor, Tensor]:
+def _like_sums(z: Tensor, size: Tensor, low: bool, high: bool, most: int) -> tuple[Tensor, Tensor]:
     return torch.empty_like(z), z.new_empty(1 + most, dtype=torch.int64)
 
 
@@ -314,6 +314,6 @@ def _implement(name: str, function: Callable[..., Any], like: Callable[..., Any]
     torch.library.register_fake(f"lrp_cli::{name}", like, lib=_LIBRARY)
 
 
-_implement("halves", _halves, _like_halves)
+_implement("sums_by_sign", _sums_by_sign, _like_sums)
 _implement("relevance_of_weak", _relevance_of_weak, _like_relevance)
 _implement("hand_down_weak", _hand_down_weak, _like_booked)

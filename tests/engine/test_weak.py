@@ -275,9 +275,7 @@ def explained(explain: Callable[[Tensor], Tensor]) -> list[Tensor]:
     return [explain(signed(2, 3, 10, 10, seed=seed).float()) for seed in range(UNTIL_THEN + 6)]
 
 
-def test_programs_have_another_number_of_them_each_time(
-    programs: list[bool], listed: Listed, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_programs_have_another_number_of_them_each_time(programs: list[bool], listed: Listed) -> None:
     model = network()
     explainer = Explainer(model, "epsilon-alpha2-beta1")
     by_programs = explained(lambda x: explainer.explain(x, 1).relevance)
@@ -301,8 +299,8 @@ def test_operators_do_what_they_say_they_do(monkeypatch: pytest.MonkeyPatch) -> 
     z, size = (F.conv2d(*given, None, 2, 1, 1, 2) for given in ((x, w), (x.abs(), w.abs())))
     check = partial(torch.library.opcheck, test_utils=("test_schema", "test_faketensor"))
     for low, high, most in itertools.product((True, False), (True, False), (0, z.numel())):
-        check(torch.ops.lrp_cli.halves, (z, size.clone(), low, high, most))
-    positive, found = weak.halves(z, size, low=True, high=True, most=z.numel())
+        check(torch.ops.lrp_cli.sums_by_sign, (z, size.clone(), low, high, most))
+    positive, found = weak.sums_by_sign(z, size, low=True, high=True, most=z.numel())
     assert 0 < int(found[0]) < z.numel()
     check(torch.ops.lrp_cli.relevance_of_weak, (z, positive, found))
     relevance = weak.relevance_of_weak(z, z, found)
