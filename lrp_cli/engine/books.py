@@ -115,14 +115,18 @@ class Books:
             sums = relevance.reshape(self.samples, -1, len(factor)).sum(dim=1)
             self.booked.append(Entry(account, kind, sums, factor.detach()))
         else:
-            self._enter(account, kind, self._summed(account, relevance, factor), times)
+            self.enter(account, kind, self._summed(account, relevance, factor)[:, None], times)
+
+    def enter(self, account: Account, kind: str, sums: Tensor, times: float = 1) -> None:
+        """Add ``times`` what was added up already: sums, shape (N, 1), which are kept as they are."""
+        self.booked.append(Entry(account, kind, sums, times))
 
     def book_product(self, account: Account, kind: str, values: Tensor, g: Tensor, factor: float = 1) -> None:
         """Add ``factor values g``, of one shape; nothing has no share of infinity, which is what masks hold."""
         sums = self._summed(account, g, values.expand_as(g))
         if bool(sums.isnan().any()):  # 0 times infinity
             sums = self._summed(account, torch.where(g == 0, 0.0, values * g))
-        self._enter(account, kind, sums, factor)
+        self.enter(account, kind, sums[:, None], factor)
 
     def _summed(self, account: Account, relevance: Tensor, factor: Tensor | None = None) -> Tensor:
         if account.batch_dim:
@@ -145,9 +149,6 @@ class Books:
         s = s.movedim(account.batch_dim, 0) if account.batch_dim else s
         sums = layer.sums(s, self.samples)
         self.booked += [Entry(account, kind, sums, share) for kind, share in shares.items()]
-
-    def _enter(self, account: Account, kind: str, sums: Tensor, times: float = 1) -> None:
-        self.booked.append(Entry(account, kind, sums[:, None], times))
 
     def _dot(self, relevance: Tensor, factor: Tensor) -> Tensor:
         """Sum ``relevance * factor`` over everything but the batch, without making the product where it is large."""
@@ -229,6 +230,7 @@ def _add_up(booked: Sequence[Entry], samples: int) -> _Sums:
 
 def _by_key(booked: Sequence[Entry], keys: Mapping[tuple[Account, str], int]) -> Tensor:
     """Add up entries whose shares are tensors, all of them, or numbers: shape (N, keys), float64."""
+    booked = sorted(booked, key=lambda entry: entry.sums.dtype.itemsize)  # torch.cat is slow for a mixture of types
     values = _side_by_side([entry.sums for entry in booked])
     widths = [entry.sums.shape[1] for entry in booked]
     shares = [entry.share for entry in booked if isinstance(entry.share, Tensor)]
@@ -239,7 +241,7 @@ def _by_key(booked: Sequence[Entry], keys: Mapping[tuple[Account, str], int]) ->
 
 def _side_by_side(sums: Sequence[Tensor]) -> Tensor:
     """Return sums, each of shape (N, columns), as one tensor in float64, new."""
-    kinds = [[*group] for _, group in groupby(sums, key=lambda each: each.dtype)]  # torch.cat is slow for a mixture
+    kinds = [[*group] for _, group in groupby(sums, key=lambda each: each.dtype)]
     return torch.cat([torch.cat(group, dim=1).double() for group in kinds], dim=1)
 
 

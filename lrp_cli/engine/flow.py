@@ -66,7 +66,7 @@ class Flow:
 
     def relevance_times(self, factor: float) -> Tensor:
         """Return ``factor R_j``, shape of y, in a single pass: a new tensor, which may be overwritten."""
-        nothing = torch.zeros((), dtype=self.g.dtype, device=self.g.device)
+        nothing = self.map.derived("nothing", lambda: torch.zeros((), dtype=self.g.dtype, device=self.g.device))
         return torch.addcmul(nothing, self.out, self.g, value=factor)
 
     def relevance_over(self, z: Tensor, *, is_scratch: bool) -> Tensor:

@@ -90,13 +90,14 @@ def share_by_sign(flow: Flow, alpha: float, beta: float, stabiliser: float, use_
 
     part = None if bias is None else bias.clamp(min=0)
     pulled = hand_down(alpha, flow.positive(flow.offset(part, stabiliser)), part, stabiliser)
-    if alpha != 1:
-        pulled.mul_(alpha)
-    if beta:
-        part = None if bias is None else bias.clamp(max=0)
-        least = -float(stabiliser)  # minus zero, not zero
-        pulled.add_(hand_down(-beta, flow.negative(flow.offset(part, least)), part, least), alpha=-beta)
-    return pulled
+    if not beta:
+        return pulled if alpha == 1 else pulled.mul_(alpha)
+    part = None if bias is None else bias.clamp(max=0)
+    least = -float(stabiliser)  # minus zero, not zero
+    inhibition = hand_down(-beta, flow.negative(flow.offset(part, least)), part, least)
+    if alpha - beta == 1:  # in a single pass
+        return torch.lerp(inhibition, pulled, alpha, out=pulled)
+    return pulled.mul_(alpha).sub_(inhibition, alpha=beta)
 
 
 def _by_halves(flow: Flow, found: Halves, alpha: float, beta: float, stabiliser: float, bias: Tensor | None) -> Tensor:
@@ -139,9 +140,9 @@ def _add_weak(
     of_stabiliser, of_bias = hand_down_weak(
         pulled, x, weights, relevance, weak, outputs[1:], window, factors, flow.books.samples
     )
-    flow.book(EPSILON, of_stabiliser)
+    flow.books.enter(flow.account, EPSILON, of_stabiliser)
     if bias is not None:
-        flow.book(BIAS, of_bias)
+        flow.books.enter(flow.account, BIAS, of_bias)
 
 
 def _sum_and_difference(

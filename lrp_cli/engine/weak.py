@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lrp_cli.engine.masks import where_above
+
 SHARE = 2**-7
 """Outputs are weak whose smaller sum is less than half of this share of A_j: differences take seven binary digits
 off others at most, of 24 in single precision."""
@@ -27,6 +29,9 @@ NOWHERE = -(2**48)
 
 ROW = 64
 """Entries that are looked at together for the largest one."""
+
+TABLE = 2**18
+"""Up to so many inputs that the outputs of a channel see, it is kept where they lie, for 32 kinds of layers at most."""
 
 BLOCK = 2**20
 """Contributions that are gone through at a time, which bounds the memory that they take."""
@@ -116,7 +121,7 @@ def hand_down_weak(
         samples: N, the number of samples.
 
     Returns:
-        What is not handed down, shape (2, N), float64: what the stabiliser takes, and what the bias does.
+        What is not handed down, shape (2, N, 1), float64: what the stabiliser takes, and what the bias does.
     """
     booked: Tensor = torch.ops.lrp_cli.hand_down_weak(
         pulled,
@@ -137,13 +142,16 @@ def hand_down_weak(
 
 def _sums_by_sign(z: Tensor, size: Tensor, low: bool, high: bool, most: int) -> tuple[Tensor, Tensor]:
     positive = torch.empty_like(z)
-    if not high:
-        excess = torch.add(z, size, alpha=1 - SHARE, out=positive).neg_()
-    elif not low:
-        excess = torch.sub(z, size, alpha=1 - SHARE, out=positive)
+    if _is_any_weak(z, size, low, high, scratch=positive):
+        if not high:
+            excess = torch.add(z, size, alpha=1 - SHARE, out=positive).neg_()
+        elif not low:
+            excess = torch.sub(z, size, alpha=1 - SHARE, out=positive)
+        else:
+            excess = torch.abs(z, out=positive).sub_(size, alpha=1 - SHARE)
+        places = _places_from_zero(excess)  # zero, where there is nothing at all, and nothing to keep sums from zero
     else:
-        excess = torch.abs(z, out=positive).sub_(size, alpha=1 - SHARE)
-    places = _places_from_zero(excess)  # zero, where there is nothing at all, and nothing to keep sums from zero
+        places = torch.empty(0, dtype=torch.int64, device=z.device)
     weak = places.new_empty(1 + most)
     weak[0] = len(places)
     torch.add(z, size, out=positive)
@@ -156,15 +164,22 @@ def _sums_by_sign(z: Tensor, size: Tensor, low: bool, high: bool, most: int) -> 
     return positive, weak
 
 
+def _is_any_weak(z: Tensor, size: Tensor, low: bool, high: bool, scratch: Tensor) -> bool:
+    """Return whether there may be weak outputs: soon told where none is. On a GPU each time of asking is a wait."""
+    if z.device.type != "cpu" or not z.numel():
+        return True
+    least, largest = torch.div(z, size, out=scratch).aminmax()
+    # Nothing over nothing is neither above nor below.
+    return not ((bool(least > SHARE - 1) or (high and not low)) and (bool(largest < 1 - SHARE) or not high))
+
+
 def _places_from_zero(excess: Tensor) -> Tensor:
     """Return where entries are not negative, in their order in the flattened tensor: shape (K,)."""
     flat = excess.reshape(-1)
-    if flat.device.type == "cpu" and len(flat) and len(flat) % ROW == 0:  # on a GPU each time of asking is a wait
+    if flat.device.type == "cpu" and len(flat) and len(flat) % ROW == 0:
         # Comparing takes longer than looking for the largest: where few rows have one, only those are compared.
         rows = flat.view(-1, ROW)
         having = (rows.amax(dim=1) >= 0).nonzero().flatten()
-        if not len(having):
-            return having
         if len(having) < len(rows) // 8:
             number, place = (rows[having] >= 0).nonzero().unbind(dim=1)
             return having[number] * ROW + place
@@ -212,88 +227,96 @@ def _hand_down_weak(
     stabiliser: float,
     samples: int,
 ) -> Tensor:
-    booked = torch.zeros(2, samples, dtype=torch.float64, device=relevance.device)
+    booked = torch.zeros(2, samples, 1, dtype=torch.float64, device=relevance.device)
     places = _listed(weak)
     if not len(places):
         return booked
     window, rows = Window(tuple(stride), tuple(padding), tuple(dilation), groups), weight.flatten(1)
-    a_sample = len(x) // samples * prod(outputs)
+    a_sample, plane = len(x) // samples * prod(outputs), prod(outputs[1:])
     flat = pulled.view(-1) if pulled.is_contiguous() else pulled.new_zeros(pulled.numel())
     step = max(BLOCK // rows.shape[1], 1)
     for start in range(0, len(places), step):
         at, arriving = places[start : start + step], relevance[start : start + step][: len(places) - start]
-        channels = at // prod(outputs[1:]) % outputs[0]
-        inputs, is_inside = _seen(at, x.shape, weight.shape, outputs, window)
-        w = rows[channels]
+        number = at // plane  # of the output's channel, those of one row after those of another
+        channels = number % outputs[0]
+        inputs, is_inside = _seen(at % plane, x.shape, weight.shape, outputs, window)
+        group = number if groups == outputs[0] else number // (outputs[0] // groups)
+        inputs = inputs + (group * (weight.shape[1] * prod(x.shape[2:])))[:, None]
+        w = rows.index_select(0, channels)
         if scale is not None:
-            w.mul_(scale[channels, None])
+            w.mul_(scale.index_select(0, channels)[:, None])
         if is_inside is not None:
             w.mul_(is_inside)
         terms = x.take(inputs).mul_(w)
+        w_up, w_down = where_above(w, terms, 0), where_above(w, terms.neg(), 0)
         up, down = terms.clamp(min=0).sum(dim=1), terms.clamp_(max=0).sum(dim=1)
         if bias is not None:
-            b = bias[channels]
+            b = bias.index_select(0, channels)
             b_up, b_down = b.clamp(min=0), b.clamp(max=0)
             up, down = up.add_(b_up), down.add_(b_down)
-        s_up = torch.where(up > 0, alpha * arriving / (up + stabiliser), 0.0)
-        s_down = torch.where(down < 0, -beta * arriving / (down - stabiliser), 0.0)
-        handed = torch.where(terms < 0, s_down[:, None], s_up[:, None]).mul_(w)
+        s_up, s_down = _over(alpha * arriving, up, stabiliser), _over(-beta * arriving, down, -stabiliser)
+        handed = w_up.mul_(s_up[:, None]).addcmul_(w_down, s_down[:, None])
         # In order on a processor, unlike put_: the same to the last bit each time.
-        flat.index_add_(0, inputs.flatten(), handed.flatten())
-        kinds = [arriving - (up.mul_(s_up).add_(down.mul_(s_down)))]
+        flat.index_add_(0, inputs.view(-1), handed.view(-1))
+        kinds = [arriving - up.mul_(s_up).addcmul_(down, s_down)]
         if bias is not None:
-            kinds.append(b_up.mul_(s_up).add_(b_down.mul_(s_down)))
-        booked[: len(kinds)].index_add_(1, at // a_sample, torch.stack(kinds).double())
+            kinds.append(b_up.mul_(s_up).addcmul_(b_down, s_down))
+        booked[: len(kinds)].index_add_(1, at // a_sample, torch.stack(kinds).double()[:, :, None])
     if not pulled.is_contiguous():
         pulled.add_(flat.view(pulled.shape))
     return booked
 
 
+def _over(relevance: Tensor, sums: Tensor, stabiliser: float) -> Tensor:
+    """Return relevance over stabilised sums, shape (K,); zero for sums of nothing."""
+    return torch.div(relevance, sums + stabiliser).masked_fill_(sums == 0, 0)
+
+
 def _seen(
     at: Tensor, inputs: Sequence[int], weight: Sequence[int], outputs: Sequence[int], window: Window
 ) -> tuple[Tensor, Tensor | None]:
-    """Return where the inputs lie that outputs see, shape (K, inputs), and which are no padding; None: all.
+    """Return where in their group inputs lie that outputs see, shape (K, inputs), and which are no padding; None: all.
+
+    Those that are padding are said to lie where the group begins.
 
     Args:
-        at: where the outputs lie in the flattened output, shape (K,).
+        at: where the outputs lie in their channel, shape (K,).
         inputs: shape of the layer's input.
         weight: shape of its weight.
         outputs: shape of its output but the rows.
         window: which inputs an output sees.
     """
-    plane, rest = prod(outputs[1:]), at % prod(outputs[1:])
-    group = at // (plane * outputs[0] // window.groups)  # of all rows, one after the other
-    size = prod(inputs[2:])
-    place = (group * (weight[1] * size))[:, None] + size * torch.arange(weight[1], device=at.device)
-    for number in range(len(window.stride)):
-        plane, size = plane // outputs[1 + number], size // inputs[2 + number]
-        along = _along(
-            (outputs[1 + number], inputs[2 + number], weight[2 + number]),
-            (window.stride[number], window.padding[number], window.dilation[number]),
-            size,
-            at.device,
-        )
-        place = (place[:, :, None] + along[rest // plane][:, None]).flatten(1)
-        rest = rest % plane
+    sizes = tuple(inputs[2:]), tuple(weight[1:]), tuple(outputs[1:])
+    if prod(outputs[1:]) * prod(weight[1:]) > TABLE:
+        return _looked_up(at, *sizes, window)
+    place, is_inside = _table(*sizes, window, at.device)
+    return place.index_select(0, at), None if is_inside is None else is_inside.index_select(0, at)
+
+
+@lru_cache(maxsize=32)
+def _table(
+    inputs: tuple[int, ...], weight: tuple[int, ...], outputs: tuple[int, ...], window: Window, device: torch.device
+) -> tuple[Tensor, Tensor | None]:
+    """Return the same for all outputs of a channel."""
+    place, is_inside = _looked_up(torch.arange(prod(outputs), device=device), inputs, weight, outputs, window)
+    return place.int(), is_inside
+
+
+def _looked_up(
+    at: Tensor, inputs: tuple[int, ...], weight: tuple[int, ...], outputs: tuple[int, ...], window: Window
+) -> tuple[Tensor, Tensor | None]:
+    """Return the same as :func:`_seen`, found dimension by dimension."""
+    plane, size, rest = prod(outputs), prod(inputs), at
+    place = (size * torch.arange(weight[0], device=at.device)).expand(len(at), -1)
+    for dim, (stride, padding, dilation) in enumerate(zip(window.stride, window.padding, window.dilation, strict=True)):
+        plane, size = plane // outputs[dim], size // inputs[dim]
+        first = rest // plane * stride - padding
+        along = first[:, None] + dilation * torch.arange(weight[1 + dim], device=at.device)
+        along = torch.where((along < 0) | (along >= inputs[dim]), NOWHERE, along * size)
+        place, rest = (place[:, :, None] + along[:, None]).flatten(1), rest % plane
     if not any(window.padding):
         return place, None
-    return place.clamp(min=0), place >= 0
-
-
-@lru_cache(maxsize=256)
-def _along(sizes: tuple[int, int, int], window: tuple[int, int, int], far: int, device: torch.device) -> Tensor:
-    """Return where what outputs see lies along one dimension, shape (outputs, kernel), negative in the padding.
-
-    Args:
-        sizes: how many outputs and inputs there are, and how many inputs an output sees.
-        window: stride, padding, dilation.
-        far: how far apart inputs that are next to each other lie in memory.
-        device: where.
-    """
-    (outputs, inputs, kernel), (stride, padding, dilation) = sizes, window
-    first = torch.arange(outputs, device=device)[:, None] * stride - padding
-    place = first + torch.arange(kernel, device=device) * dilation
-    return torch.where((place < 0) | (place >= inputs), NOWHERE, place * far)
+    return place.clamp(min=0), (place >= 0).to(torch.float32)
 
 
 def _like_sums(z: Tensor, size: Tensor, low: bool, high: bool, most: int) -> tuple[Tensor, Tensor]:
@@ -305,7 +328,7 @@ def _like_relevance(out: Tensor, g: Tensor, weak: Tensor) -> Tensor:
 
 
 def _like_booked(pulled: Tensor, *others: Any) -> Tensor:
-    return pulled.new_empty(2, others[-1], dtype=torch.float64)
+    return pulled.new_empty(2, others[-1], 1, dtype=torch.float64)
 
 
 def _implement(name: str, function: Callable[..., Any], like: Callable[..., Any]) -> None:

@@ -86,10 +86,12 @@ def test_rule_equals_its_formula(
 @pytest.mark.usefixtures("roomy")
 @pytest.mark.parametrize("rule", [*RULES.values()][:3], ids=[*RULES][:3])
 @pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("table", [weak.TABLE, 0], ids=["places kept", "places made anew"])
 def test_behind_a_batch_norm_of_inputs_that_are_zero_in_places(
-    format: torch.memory_format, rule: Rule, listed: Listed, monkeypatch: pytest.MonkeyPatch
+    table: int, format: torch.memory_format, rule: Rule, listed: Listed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(weak, "SHARE", ANY)
+    monkeypatch.setattr(weak, "TABLE", table)
     layer, norm = seeded(lambda: nn.Conv2d(4, 8, 3, padding=1, groups=4)), seeded(lambda: nn.BatchNorm2d(8), 1)
     with torch.no_grad():
         for tensor in (norm.running_mean, norm.weight, norm.bias):
@@ -288,6 +290,24 @@ def test_programs_have_another_number_of_them_each_time(programs: list[bool], li
     exact = Explainer(network().double(), "epsilon-alpha2-beta1")
     for found, expected in zip(by_programs, explained(lambda x: exact.explain(x.double(), 1).relevance), strict=True):
         assert (found - expected).abs().sum() <= 1e-5 * expected.abs().sum()
+
+
+@pytest.mark.parametrize("size", [4, 64], ids=["few outputs", "rows of them"])
+@pytest.mark.parametrize("value", [1.0, -1.0], ids=["nothing negative", "nothing positive"])
+def test_a_single_weak_output_is_found_where_it_matters(value: float, size: int) -> None:
+    z = torch.linspace(-0.5, 0.5, size * size).view(size, size)
+    z[1, 2] = value
+    for low, high in itertools.product((True, False), (True, False)):
+        _, found = weak.sums_by_sign(z, torch.ones_like(z), low=low, high=high, most=5)
+        # Where only one side counts, the other is not asked about; where none does, it is the positive sum after all.
+        matters = high if value > 0 else low or not high
+        assert found[: 1 + found[0]].tolist() == ([1, size + 2] if matters else [0])
+
+
+def test_nothing_over_nothing_is_weak() -> None:
+    z, size = torch.full((2, 64), 0.5), torch.ones(2, 64)
+    z[1, 3] = size[1, 3] = 0
+    assert weak.sums_by_sign(z, size, low=True, high=True, most=5)[1][:2].tolist() == [1, 67]
 
 
 def test_operators_do_what_they_say_they_do(monkeypatch: pytest.MonkeyPatch) -> None:
