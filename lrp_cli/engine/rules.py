@@ -282,8 +282,7 @@ class WSquare(Rule):
 def _spread_by_weight(flow: Flow, transform: str, stabiliser: float) -> Tensor:
     layer, weight = flow.map, flow.map.transformed(transform)
     offset = flow.offset(None, stabiliser)
-    s = shared_out(flow, transform, lambda: layer.apply(is_not_zero(flow.x), weight, offset), stabiliser)
-    flow.book_shares(s, {EPSILON: stabiliser})
+    s = shared_out(flow, transform, lambda: layer.apply(is_not_zero(flow.x), weight, offset), stabiliser, {})
     return per_unit(flow.pull(s, weight), flow.x)
 
 
@@ -312,8 +311,7 @@ class ZBox(Rule):
         def above_the_least() -> Tensor:
             return flow.total - layer.apply(low, positive) - layer.apply(high, negative) + self.stabiliser
 
-        s = shared_out(flow, "box", above_the_least, self.stabiliser)
-        flow.book_shares(s, {EPSILON: self.stabiliser})
+        s = shared_out(flow, "box", above_the_least, self.stabiliser, {})
         received = x * flow.hand_down(s)
         received = received - low * flow.pull(s, positive) - high * flow.pull(s, negative)
         return per_unit(received, x)

@@ -12,15 +12,38 @@ from lrp_cli.engine.halves import Halves, halves
 from lrp_cli.engine.masks import per_unit, where_above
 from lrp_cli.engine.weak import Window, hand_down_weak, relevance_of_weak
 
+FEW = 12
+"""Of fewer contributions, those of some outputs are all of the other sign: it is not asked whether that is so."""
+
 
 def _divided(flow: Flow, z: Tensor, stabiliser: float, *, is_sure: bool) -> tuple[Tensor, bool]:
     """Return out / z in the place of z, and True; z as it is and False if somewhere it is nothing but its stabiliser.
 
     Arguments as those of :func:`shared_out`.
     """
-    if is_sure or not bool(z.amin() <= stabiliser if _is_positive(stabiliser) else z.amax() >= stabiliser):
+    if is_sure or (flow.map.fan_in >= FEW and not _is_nothing_somewhere(z, stabiliser)):
         return torch.div(flow.out, z, out=z), True
     return z, False
+
+
+def _is_nothing_somewhere(z: Tensor, stabiliser: float) -> bool:
+    threshold = _threshold(z, stabiliser)
+    return bool(z.amin() <= threshold if _is_positive(stabiliser) else z.amax() > threshold)
+
+
+def _without_nothing(values: Tensor, z: Tensor, stabiliser: float) -> Tensor:
+    """Return values, which may be overwritten, with zeros where z holds nothing but its stabiliser."""
+    above = where_above(values, z, _threshold(z, stabiliser))
+    return above if _is_positive(stabiliser) else values.sub_(above)
+
+
+def _threshold(z: Tensor, stabiliser: float) -> float:
+    """Return what z is not above where it holds nothing but a positive stabiliser, and above if it is a negative one.
+
+    The stabiliser may have been rounded up.
+    """
+    a_bit_more = stabiliser * (1 + torch.finfo(z.dtype).eps)
+    return a_bit_more if a_bit_more or _is_positive(stabiliser) else -torch.finfo(z.dtype).tiny
 
 
 def _is_positive(stabiliser: float) -> bool:
@@ -32,6 +55,7 @@ def shared_out(
     name: str,
     z: Callable[[], Tensor],
     stabiliser: float,
+    shares: dict[str, Tensor | float],
     *,
     factor: float = 1.0,
     is_sure: bool = False,
@@ -43,22 +67,28 @@ def shared_out(
         name: under which what does not depend on the target is kept.
         z: makes the sum of contributions of one sign, stabiliser included: a new tensor.
         stabiliser: what was added to z; its sign is the sign of the contributions, also where it is zero.
+        shares: what else is part of z and absorbs: kind -> one value a channel, or one for all.
         factor: times what relevance is booked.
         is_sure: whether z is known to hold more than the stabiliser wherever relevance arrives.
     """
+    shares = shares | {EPSILON: stabiliser}
+    if factor != 1:
+        shares = {kind: factor * share for kind, share in shares.items()}
     kept, is_ratio = flow.once(name, lambda: _divided(flow, z(), stabiliser, is_sure=is_sure))
     if is_ratio:
-        return flow.times_g(kept)
+        s = flow.times_g(kept)
+        flow.book_shares(s, shares)
+        return s
+    if stabiliser and kept.dtype != torch.float16:  # in which much divided by a stabiliser would be infinite
+        s = flow.relevance.div_(kept)
+        flow.book_shares(s, shares)  # of nothing but the stabiliser, its share is everything
+        return _without_nothing(s, kept, stabiliser)
     relevance = flow.relevance
-    if _is_positive(stabiliser):
-        distributed = where_above(relevance, kept, stabiliser)
-        absorbed = relevance.sub_(distributed)
-    else:  # the stabiliser alone counts as above, too
-        threshold = stabiliser * (1 + torch.finfo(kept.dtype).eps) or -torch.finfo(kept.dtype).tiny
-        absorbed = where_above(relevance, kept, threshold)
-        distributed = relevance.sub_(absorbed)
-    flow.book(EPSILON, absorbed, times=factor)
-    return distributed.div_(kept) if stabiliser else per_unit(distributed, kept)
+    distributed = _without_nothing(relevance.clone(), kept, stabiliser)
+    flow.book(EPSILON, relevance.sub_(distributed), times=factor)
+    s = distributed.div_(kept) if stabiliser else per_unit(distributed, kept)
+    flow.book_shares(s, shares)
+    return s
 
 
 def share_by_sign(flow: Flow, alpha: float, beta: float, stabiliser: float, use_bias: bool) -> Tensor:
@@ -82,10 +112,8 @@ def share_by_sign(flow: Flow, alpha: float, beta: float, stabiliser: float, use_
 
     def hand_down(factor: float, contributions: Contributions, part: Tensor | None, stabiliser: float) -> Tensor:
         is_sure = is_positive and stabiliser > 0  # z > 0, so z+ > 0
-        name = contributions.with_positive_x
-        s = shared_out(flow, name, contributions.sum, stabiliser, factor=factor, is_sure=is_sure)
-        shares: dict[str, Tensor | float] = {EPSILON: stabiliser}
-        flow.book_shares(s, _times(factor, shares if part is None else shares | {BIAS: part}))
+        name, shares = contributions.with_positive_x, _of_bias(part)
+        s = shared_out(flow, name, contributions.sum, stabiliser, shares, factor=factor, is_sure=is_sure)
         return contributions.pull(s)
 
     part = None if bias is None else bias.clamp(min=0)
@@ -155,5 +183,5 @@ def _sum_and_difference(
     return torch.lerp(difference, s, 2.0, out=s), difference  # 2 s+ - (s+ - s-)
 
 
-def _times(factor: float, shares: dict[str, Tensor | float]) -> dict[str, Tensor | float]:
-    return shares if factor == 1 else {kind: factor * share for kind, share in shares.items()}
+def _of_bias(part: Tensor | None) -> dict[str, Tensor | float]:
+    return {} if part is None else {BIAS: part}

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from lrp_cli.engine import sharing
 from lrp_cli.engine.books import BIAS, EPSILON
 from lrp_cli.engine.layers import BATCH_NORM, Layer
 from lrp_cli.engine.propagation import Propagation
@@ -392,8 +393,10 @@ def test_layer_of_zeros_absorbs_everything_and_stays_finite(rule: Rule) -> None:
 
 
 @pytest.mark.parametrize("rule", [ZPlus(1e-9), AlphaBeta(2, 1, 1e-9), AlphaBeta(1, 0, 1e-9)], ids=["z+", "2/1", "1/0"])
-def test_neuron_that_nothing_excites(rule: Rule) -> None:
+@pytest.mark.parametrize("few", [0, 12], ids=["is asked for", "is expected"])
+def test_neuron_that_nothing_excites(few: int, rule: Rule, monkeypatch: pytest.MonkeyPatch) -> None:
     # z = -1 - 2 = -3; z+ has nowhere to send R = -3, alpha-beta sends -beta R.
+    monkeypatch.setattr(sharing, "FEW", few)
     layer = fixed_linear([[-1.0, -2.0]])
     x = torch.ones(1, 2, dtype=torch.float64)
     relevance, _, entries = propagate(layer, x, torch.ones(1, 1), rule)
@@ -401,6 +404,29 @@ def test_neuron_that_nothing_excites(rule: Rule) -> None:
     expected = torch.tensor([[1.0, 2.0]]) * beta
     torch.testing.assert_close(relevance, expected.double(), rtol=1e-6, atol=1e-9)
     assert entries["0"][EPSILON].item() == pytest.approx(-3 - 3 * beta, rel=1e-6)
+
+
+def test_nothing_excites_in_half_precision() -> None:
+    # R = -300, divided by the stabiliser, is more than half precision holds.
+    layer = fixed_linear([[-100.0, -200.0]]).half()
+    relevance, _, entries = propagate(layer, torch.ones(1, 2).half(), torch.ones(1, 1).half(), AlphaBeta(2, 1, 1e-3))
+    torch.testing.assert_close(relevance, torch.tensor([[100.0, 200.0]]).half(), rtol=1e-3, atol=0)
+    assert entries["0"][EPSILON].item() == pytest.approx(-600, rel=1e-3)
+
+
+@pytest.mark.parametrize("few", [0, 12], ids=["is asked for", "is expected"])
+def test_several_targets_where_nothing_excites_some_outputs(few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharing, "FEW", few)
+    layer, x = fixed_linear([[-1.0, 2.0], [-3.0, -4.0]]), torch.ones(2, 2).double()
+    propagation = Propagation(layer.eval(), x, Only(AlphaBeta(2, 1, 1e-9)))
+    expected = [[-1.0, 2.0], [3.0, 4.0]]  # of R = 1 and of R = -7, of which nothing goes to positive contributions
+    for target in (0, 1, 0):
+        seed = torch.zeros(2, 2).double()
+        seed[:, target] = 1
+        found = propagation.propagate(seed)
+        torch.testing.assert_close(found.relevance, torch.tensor([expected[target]] * 2).double(), rtol=1e-6, atol=0)
+        total = found.relevance.sum(dim=1) + found.books.total()
+        torch.testing.assert_close(total, propagation.logits[:, target], rtol=1e-6, atol=0)
 
 
 def test_alpha_beta_books_what_it_makes_up() -> None:
