@@ -1,5 +1,6 @@
 """Which pictures the user named, wherever they were named."""
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,18 +53,19 @@ def find(named: Named, out: Path, progress: Progress, report: Report) -> list[Pi
             raise UsageError("--image-stdin is one picture; it goes with no others")
         path = Path(Path(named.image_name).name or "stdin")
         return [Picture(path, output_stems([path])[path], data=_read_image())]
-    found = _found(named, out)
+    outputs = _Outputs(out)
+    found = _found(named, outputs)
     for path, reason in found.missing:
         report.add([Failure(path, reason)])
         progress.error(f"{path}: {reason}")
     if not found.images:
         raise UsageError("no pictures were found")
     folders = [Path(path) for path in named.paths]
-    stems = output_stems(found.images, [folder for folder in folders if folder.is_dir()])
+    stems = output_stems(found.images, [folder for folder in folders if folder.is_dir()], outputs.names)
     return [Picture(path, stems[path], found.targets.get(path, ())) for path in found.images]
 
 
-def _found(named: Named, out: Path) -> Found:
+def _found(named: Named, outputs: "_Outputs") -> Found:
     if not (named.paths or named.stdin0 or named.lists):
         raise UsageError("name pictures or directories (or '-', --stdin0, --list FILE, --image-stdin)")
     return find_images(
@@ -71,7 +73,7 @@ def _found(named: Named, out: Path) -> Found:
         recursive=named.recursive,
         include=named.include,
         exclude=named.exclude,
-        skip=_Outputs(out).__contains__,
+        skip=outputs.__contains__,
     )
 
 
@@ -94,14 +96,21 @@ def _listed(named: Named) -> Sequence[Path | Listed]:
 
 
 class _Outputs:
-    """What earlier runs have written into a directory: a search of folders is not to find it."""
+    """What earlier runs have written into a directory.
+
+    Attributes:
+        names: absolute path of a picture -> what the names of its outputs begin with.
+    """
 
     def __init__(self, out: Path) -> None:
         root = out.resolve()
-        lines = (line for line, _ in read_lines(out) if line) if out.is_dir() else ()
+        lines = [line for line, _ in read_lines(out) if line] if out.is_dir() else []
         self._files = {root / file.path for line in lines for file in line.files.values()}
+        owners = {line.name: os.path.abspath(line.image) for line in lines}  # noqa: PTH100
+        self.names = {path: name for name, path in owners.items()}
 
     def __contains__(self, path: Path) -> bool:
+        """Say whether a file is an output: a search of folders is not to find it."""
         return bool(self._files) and path.parent.resolve() / path.name in self._files
 
 

@@ -5,8 +5,8 @@ import os
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Sequence
-from pathlib import Path, PurePath
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePath, PurePosixPath
 from typing import NamedTuple
 
 LONGEST_STEM = 120
@@ -23,27 +23,58 @@ class Score(NamedTuple):
     versus: int | str | None = None
 
 
-def output_stems(pictures: Sequence[Path], folders: Sequence[Path] = ()) -> dict[Path, PurePath]:
+def output_stems(
+    pictures: Sequence[Path], folders: Sequence[Path] = (), recorded: Mapping[str, str] | None = None
+) -> dict[Path, PurePath]:
     """Return, for each picture, the path that its outputs' names begin with, relative to the output directory.
 
     A picture found in one of ``folders`` keeps its place below it, any other its file name. The suffix stays, so that
     ``cat.jpg`` and ``cat.png`` do not meet; where two pictures would still share a name, the folders that tell them
-    apart are put in front (``a/cat.jpg``, ``b/cat.jpg``).
+    apart are put in front (``a/cat.jpg``, ``b/cat.jpg``). A picture that has results already keeps their name, and no
+    other picture gets it as long as that one is there.
+
+    Args:
+        pictures: paths of pictures.
+        folders: where they were searched for.
+        recorded: absolute path of a picture -> the name of its results.
     """
     roots = [Path(os.path.abspath(folder)) for folder in folders]  # noqa: PTH100 (resolve would follow links)
-    parts = {picture: _parts(picture, roots) for picture in pictures}
-    length = {picture: kept for picture, (_, kept) in parts.items()}
+    recorded = recorded or {}
+    kept = {picture: name for picture in pictures if (name := _kept_name(picture, recorded)) is not None}
+    own = {os.path.abspath(picture) for picture in kept}  # noqa: PTH100
+    taken = {name.casefold() for path, name in recorded.items() if path in own or os.path.lexists(path)}
+    parts = {picture: _parts(picture, roots) for picture in pictures if picture not in kept}
+    length = {picture: count for picture, (_, count) in parts.items()}
+    whole = {picture: str(_stem(all_parts)).casefold() for picture, (all_parts, _) in parts.items()}
     while True:
         stems = {picture: _stem(all_parts[-length[picture] :]) for picture, (all_parts, _) in parts.items()}
         sharing = defaultdict(list)
         for picture, stem in stems.items():
-            sharing[str(stem).casefold()].append(picture)  # some file systems do not tell case apart
-        colliding = [picture for group in sharing.values() if len(group) > 1 for picture in group]
-        longer = [picture for picture in colliding if length[picture] < len(parts[picture][0])]
+            sharing[stem.as_posix().casefold()].append(picture)  # some file systems do not tell case apart
+        colliding = [group for name, group in sharing.items() if len(group) > 1 or name in taken]
+        longer = [
+            picture
+            for group in colliding
+            for picture in group
+            if length[picture] < len(parts[picture][0]) and (len(group) == 1 or len({whole[one] for one in group}) > 1)
+        ]
         if not longer:
-            return stems | {picture: _with_digest(stems[picture], picture) for picture in colliding}
+            alike = [picture for group in colliding for picture in group]
+            return (
+                {picture: PurePath(name) for picture, name in kept.items()}
+                | stems
+                | {picture: _with_digest(stems[picture], picture) for picture in alike}
+            )
         for picture in longer:
             length[picture] += 1
+
+
+def _kept_name(picture: Path, recorded: Mapping[str, str]) -> str | None:
+    """Return the name of the results that a picture has; None where it has none, or the name is not one of ours."""
+    name = recorded.get(os.path.abspath(picture))  # noqa: PTH100
+    if name is None or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\0" in name:
+        return None
+    return name if PurePosixPath(name).name.startswith(_safe(picture.name)) else None
 
 
 def _parts(picture: Path, roots: Sequence[Path]) -> tuple[tuple[str, ...], int]:

@@ -10,8 +10,8 @@ from lrp_cli.runs.naming import Score, output_path, output_stems
 LABELS = ["tench", "tiger cat", "  Très étrange / … ", "猫" * 60]
 
 
-def stems(*pictures: str, folders: tuple[str, ...] = ()) -> list[str]:
-    named = output_stems([Path(picture) for picture in pictures], [Path(folder) for folder in folders])
+def stems(*pictures: str, folders: tuple[str, ...] = (), recorded: dict[str, str] | None = None) -> list[str]:
+    named = output_stems([Path(picture) for picture in pictures], [Path(folder) for folder in folders], recorded)
     return [str(named[Path(picture)]) for picture in pictures]
 
 
@@ -27,6 +27,33 @@ def test_folders_tell_apart_what_shares_a_name() -> None:
 
 def test_what_some_file_systems_take_for_the_same_does_not_collide() -> None:
     assert len({stem.casefold() for stem in stems("/x/cat.jpg", "/x/CAT.JPG", "/x/Cat.jpg")}) == 3
+
+
+def test_what_only_case_tells_apart_keeps_its_place() -> None:
+    assert all(stem.startswith(("cat.jpg~", "CAT.JPG~")) for stem in stems("/x/cat.jpg", "/x/CAT.JPG"))
+    *twins, other = stems("/x/a/cat.jpg", "/x/a/CAT.JPG", "/x/b/cat.jpg")
+    assert other == "b/cat.jpg"
+    assert all(stem.startswith(("a/cat.jpg~", "a/CAT.JPG~")) for stem in twins)
+
+
+def test_a_picture_with_results_keeps_their_name(tmp_path: Path) -> None:
+    a, b = (str(tmp_path / folder / "cat.jpg") for folder in "ab")
+    assert stems(a, b, recorded={a: "cat.jpg"}) == ["cat.jpg", "b/cat.jpg"]
+    assert stems(a, recorded={a: "in/cat.jpg~1234"}) == ["in/cat.jpg~1234"]
+
+
+def test_another_picture_does_not_take_the_name_of_one_that_is_there(tmp_path: Path) -> None:
+    a, b = tmp_path / "a/cat.jpg", tmp_path / "b/cat.jpg"
+    assert stems(str(b), recorded={str(a): "cat.jpg"}) == ["cat.jpg"]  # it was moved, or its place has changed
+    a.parent.mkdir()
+    a.touch()
+    assert stems(str(b), recorded={str(a): "cat.jpg"}) == ["b/cat.jpg"]
+    assert stems(str(b), recorded={str(a): "CAT.jpg"}) == ["b/cat.jpg"]
+
+
+@pytest.mark.parametrize("name", ["/etc/cat.jpg", "../cat.jpg", "a/../../cat.jpg", "other", "", "cat.jpg\0"])
+def test_a_manifest_may_lie_about_names(name: str) -> None:
+    assert stems("/x/cat.jpg", recorded={"/x/cat.jpg": name}) == ["cat.jpg"]
 
 
 @pytest.mark.parametrize(
