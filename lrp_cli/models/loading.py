@@ -16,6 +16,7 @@ from lrp_cli.models.architectures import Architecture
 from lrp_cli.models.catalogue import DEFAULT_MODEL, find_architecture
 from lrp_cli.models.checkpoints import SUFFIXES, StateDict, read_checkpoint
 from lrp_cli.models.labels import IMAGENET_CLASSES, imagenet_labels, numbered_labels, read_labels
+from lrp_cli.models.own_models import OwnArchitecture
 from lrp_cli.models.randomised import enliven
 
 RANDOM = "random"
@@ -31,6 +32,7 @@ class LoadedModel:
         network: in eval mode, float32, on the CPU; maps (N, 3, H, W) to scores of shape (N, classes).
         labels: the name of each class.
         preprocessing: how a picture becomes the network's input.
+        code: the user's own Python file that the network comes from; None where it is no such network.
     """
 
     name: str
@@ -38,6 +40,7 @@ class LoadedModel:
     network: nn.Module
     labels: tuple[str, ...]
     preprocessing: Preprocessing
+    code: Path | None = None
 
 
 def load_model(
@@ -88,6 +91,7 @@ def load_model(
         network=network,
         labels=_labels(architecture, published, labels, classes),
         preprocessing=chosen,
+        code=architecture.file if isinstance(architecture, OwnArchitecture) else None,
     )
 
 

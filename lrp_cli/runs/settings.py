@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lrp_cli import __version__
 from lrp_cli.errors import UsageError
@@ -47,13 +48,17 @@ class Settings:
     force: bool = False
 
 
+_DECISIVE = "weights_sha256", "code_sha256", "rules_sha256", "preprocessing", "on_unknown", "full", "dtype", "products"
+
+
 class Provenance:
     """Where results come from: what every line of the manifest says, and a digest of what decides the outputs."""
 
     def __init__(self, model: LoadedModel, config: NamedRuleset, settings: Settings) -> None:
         parameter = next(model.network.parameters(), None)
         self.values: dict[str, Any] = {
-            "weights_sha256": _digest_of_checkpoint(model.weights),
+            "weights_sha256": _digest_of_checkpoint(model.weights) or _digest_of_own_weights(model),
+            "code_sha256": model.code and _digest_of_file(model.code),
             "rules": config.resolved(),
             "rules_sha256": config.digest,
             "preprocessing": model.preprocessing.to_json(),
@@ -65,10 +70,7 @@ class Provenance:
             "versions": {"lrp": __version__, "torch": torch.__version__, "torchvision": _version("torchvision")},
         }
         self._targets = settings.targets
-        self._decisive = {
-            name: self.values[name]
-            for name in ("weights_sha256", "rules_sha256", "preprocessing", "on_unknown", "full", "dtype", "products")
-        } | {
+        self._decisive = {name: self.values[name] for name in _DECISIVE} | {
             "lrp": __version__,
             "model": model.name,
             "weights": model.weights,
@@ -89,10 +91,27 @@ def _name(dtype: torch.dtype) -> str:
 
 def _digest_of_checkpoint(weights: str) -> str | None:
     path = Path(weights)
+    return _digest_of_file(path) if path.is_file() else None
+
+
+def _digest_of_file(file: Path) -> str:
     try:
-        return sha256_of(path) if path.is_file() else None
+        return sha256_of(file)
     except OSError as error:
-        raise UsageError(f"cannot read the weights {weights}: {error.strerror or error}") from error
+        raise UsageError(f"cannot read {file}: {error.strerror or error}") from error
+
+
+def _digest_of_own_weights(model: LoadedModel) -> str | None:
+    """Return a digest of parameters and buffers if they come from the user's own code, which may have them anywhere."""
+    if model.code is None:
+        return None
+    digest = hashlib.sha256()
+    for name, tensor in model.network.state_dict().items():
+        if isinstance(tensor, Tensor):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+            dense = tensor.dequantize() if tensor.is_quantized else tensor.to_dense()
+            digest.update(dense.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _sha256(text: str) -> str:

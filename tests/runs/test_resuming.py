@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 Make = Callable[..., Path]
 
@@ -101,6 +102,49 @@ def test_other_settings_are_other_results(lrp, folder: Path, change: tuple[str, 
     assert skipped(result) == []
     assert len(skipped(explain(lrp, folder, *change))) == 3
     assert lrp("verify", folder / "out").code == 0
+
+
+def test_pictures_of_one_name_do_not_replace_each_other(lrp, tmp_path: Path, make_picture: Make) -> None:
+    pictures = [make_picture(tmp_path / part / "x.png", seed) for seed, part in enumerate("ab")]
+    out = tmp_path / "out"
+    for picture in pictures:
+        assert lrp.explain(picture, "-o", out, "--json").code == 0
+    both = lrp.explain(*pictures, "-o", out, "--json")
+    assert skipped(both) == ["x.png", "x.png"]
+    assert len(list(out.rglob("*.npy"))) == 2
+    assert "2 results recorded" in lrp("verify", out).err
+    assert lrp("verify", out).code == 0
+
+
+NETWORK = """
+import torch
+def build():
+    torch.manual_seed({seed})
+    layers = torch.nn.Conv2d(3, 4, 8, 8), torch.nn.{activation}(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()
+    return torch.nn.Sequential(*layers, torch.nn.Linear(4, 3))
+"""
+
+
+def test_an_own_network_that_was_changed_is_another_one(lrp, folder: Path) -> None:
+    file, weights = folder / "net.py", folder / "weights.pt"
+    torch.save(torch.rand(3), weights)
+
+    def explain_by(code: str) -> list[str]:
+        file.write_text(code)
+        result = lrp("explain", folder / "in", "-m", f"{file}:build", "-o", folder / "out", "--json")
+        assert result.code == 0, result.err
+        return skipped(result)
+
+    assert explain_by(NETWORK.format(seed=0, activation="ReLU")) == []
+    assert len(explain_by(NETWORK.format(seed=0, activation="ReLU"))) == 3
+    assert explain_by(NETWORK.format(seed=1, activation="ReLU")) == []
+    assert explain_by(NETWORK.format(seed=1, activation="Tanh")) == []  # the weights are the same
+    bias = f"net = build_()\n    net[4].bias.data = torch.load({str(weights)!r}, weights_only=True)\n    return net\n"
+    from_file = NETWORK.format(seed=1, activation="Tanh").replace("build", "build_") + f"def build():\n    {bias}"
+    assert explain_by(from_file) == []
+    assert len(explain_by(from_file)) == 3
+    torch.save(torch.rand(3), weights)
+    assert explain_by(from_file) == []  # the code is the same
 
 
 def test_batch_size_and_order_are_no_settings(lrp, folder: Path) -> None:
