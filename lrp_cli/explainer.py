@@ -232,13 +232,15 @@ class ForwardPass:
             target=classes,
             books=propagated.books,
         )
-        _check_balance(explanation, self._propagation, self._tolerance)
+        started = (self.logits * start).double().abs().sum(dim=1)
+        _check_balance(explanation, started, self._propagation, self._tolerance)
         return explanation
 
 
-def _check_balance(explanation: Explanation, propagation: Propagation, tolerance: float) -> None:
+def _check_balance(explanation: Explanation, started: Tensor, propagation: Propagation, tolerance: float) -> None:
+    """Raise unless all relevance is accounted for, up to a share of how much of either sign ``started``, shape (N,)."""
     absorbed = explanation.books.by_layer().abs().sum(dim=1).to(explanation.scores.device)
-    booked = explanation.scores.double().abs() + absorbed
+    booked = started + absorbed
     if bool((explanation.imbalance.abs() > tolerance * booked).any()):
         worst = (explanation.imbalance.abs() / booked).max().item()
         origin = propagation.first_not_finite()

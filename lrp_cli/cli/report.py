@@ -56,11 +56,13 @@ class Report:
 
 def line(record: Record) -> str:
     """Return one readable line on a picture and target."""
-    reached = record.relevance_sum / record.score if record.score else 0.0
+    if record.versus is None:
+        reached = f"{record.relevance_sum / record.score if record.score else 0.0:.1%} of the score"
+    else:  # the difference of two scores may be next to nothing, and be made up of much
+        reached = f"{record.relevance_sum:.4g} of it"
     first = next(iter(record.outputs.values()), None)
     versus = "" if record.versus is None else f" vs {record.versus}"
     return (
         f"{record.image}: {record.label} ({record.target}){versus}, score {record.score:.4g}, "
-        f"probability {record.probability:.1%}, {reached:.1%} of the score reached the pixels"
-        + (f" -> {first}" if first else "")
+        f"probability {record.probability:.1%}, {reached} reached the pixels" + (f" -> {first}" if first else "")
     )

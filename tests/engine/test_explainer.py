@@ -1514,6 +1514,21 @@ def test_padding_before_the_first_layer_keeps_its_bounds(config: NamedRuleset) -
     assert_same(explain(apart, pictures(), config), explain(together, pictures(), config))
 
 
+@pytest.mark.parametrize("seed", ["one", "probability", "logit"])
+def test_books_of_contrasts_balance_where_hardly_anything_is_absorbed(seed: str) -> None:
+    """The score of a contrast may be nothing, and so may be what is absorbed: rounding is small against the whole."""
+
+    def make() -> nn.Module:
+        return nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(288, 5, bias=False))
+
+    model, x = ready(make).float(), pictures(4).float()
+    forward = Explainer(model, "epsilon-plus-flat", bounds=BOUNDS).forward(x)
+    for versus in (1, "rest"):
+        explanation = forward.explain(0, versus=versus, seed=seed)
+        size = explanation.relevance.abs().flatten(1).sum(dim=1)
+        assert (explanation.imbalance.abs() < 1e-4 * size).all()
+
+
 # Inputs and bounds that do not fit
 
 

@@ -40,6 +40,19 @@ def problems(lrp, out: Path) -> list[tuple[str, str]]:
     return [(record["problem"], record["where"]) for record in result.records]
 
 
+def test_a_contrast_of_seed_one_has_no_score_and_balances(lrp, out: Path) -> None:
+    number = next(
+        number
+        for number, line in enumerate((out / "manifest.jsonl").read_text().splitlines())
+        if json.loads(line).get("versus") is not None
+    )
+    reached = json.loads((out / "manifest.jsonl").read_text().splitlines()[number])["relevance_sum"]
+    edit(out, number, seed="one", score=3e-8, absorbed_sum=-reached)
+    assert problems(lrp, out) == []
+    edit(out, number, seed="one", score=1e-2, absorbed_sum=-reached)
+    assert [kind for kind, _ in problems(lrp, out)] == ["books"]
+
+
 def first(out: Path, kind: str) -> Path:
     return sorted(out.glob(f"*{kind}"))[0]
 
