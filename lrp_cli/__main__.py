@@ -19,6 +19,7 @@ def main() -> None:
     debug = "--debug" in sys.argv
     # --debug may stand anywhere, before or behind the command.
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    _open_streams()
     # A name that the encoding of the terminal lacks must not end a run.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -46,6 +47,13 @@ def main() -> None:
             _exit_with(f"cannot write to standard output: {error.strerror}", ExitCode.SOME_FAILED)
         what = f"{type(error).__name__}: {error}".splitlines()[0]
         _exit_with(f"unexpected error: {printable(what)} (--debug shows where; please report it)", ExitCode.SOME_FAILED)
+
+
+def _open_streams() -> None:
+    """Have nothing come from standard input, and lead standard output and error nowhere, where they are closed."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115 (open until the end)
 
 
 def _forget_stdout() -> None:

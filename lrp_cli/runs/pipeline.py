@@ -63,17 +63,19 @@ class Pipeline:
 
         Raises:
             LrpError: nothing that concerns one picture alone: the config, the model, the output directory.
-            Exception: what ``sink`` raises ends the run.
+            Exception: what ``sink`` raises ends the run; what was begun is recorded still.
         """
         ahead = 2 * self._network.batches.most
 
-        def record(group: Group) -> None:
-            sink(self._recorder.record(group.picture, group.loaded, _outcomes(group)))
+        def record(group: Group) -> Sequence[Outcome]:
+            return self._recorder.record(group.picture, group.loaded, _outcomes(group))
 
         with (
             closing(self._network),
             ThreadPoolExecutor(THREADS, thread_name_prefix="lrp-read") as readers,
-            Behind(self._draw, self._write, record, threads=THREADS, ahead=ahead) as behind,
+            Behind(
+                self._draw, self._write, lambda group: sink(record(group)), threads=THREADS, ahead=ahead, late=record
+            ) as behind,
             closing(in_order(readers, self._load, pictures, ahead)) as loaded,
             closing(self._turns),
         ):

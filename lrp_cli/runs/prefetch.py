@@ -57,19 +57,24 @@ class Behind(Generic[Item, Intermediate, Result]):
         self,
         draw: Callable[[Item], Intermediate],
         write: Callable[[Intermediate], Result],
-        sink: Callable[[Result], None],
+        sink: Callable[[Result], object],
         *,
         threads: int,
         ahead: int,
+        late: Callable[[Result], object] = lambda _: None,
     ) -> None:
-        """Prepare to hold at most ``ahead`` items, with so many ``threads`` for each step."""
+        """Prepare to hold at most ``ahead`` items, with so many ``threads`` for each step.
+
+        ``late`` is given, in place of ``sink``, what was begun before that raised something.
+        """
         self._draw = draw
         self._write = write
         self._sink = sink
+        self._late = late
         self._drawers = ThreadPoolExecutor(threads, thread_name_prefix="lrp-draw")
         self._writers = ThreadPoolExecutor(threads, thread_name_prefix="lrp-write")
         self._drawing: list[Future[Intermediate]] = []
-        self._queue: queue.Queue[Future[Result] | None] = queue.Queue(ahead)
+        self._queue: queue.Queue[tuple[Future[Intermediate], Future[Result]] | None] = queue.Queue(ahead)
         self._problem: BaseException | None = None
         # A daemon: where the reader of our output stands still, the thread may never end.
         self._thread = threading.Thread(target=self._hand_on, name=RECORDER, daemon=True)
@@ -79,7 +84,7 @@ class Behind(Generic[Item, Intermediate, Result]):
         self.check()
         drawn = self._drawers.submit(self._draw, item)
         self._drawing = [future for future in self._drawing if not future.done()] + [drawn]
-        self._queue.put(self._writers.submit(lambda: self._write(drawn.result())))
+        self._queue.put((drawn, self._writers.submit(lambda: self._write(drawn.result()))))
 
     def wait_until_drawn(self) -> None:
         """Return when all items have been drawn, which may be still to be written; raises what went wrong with them.
@@ -89,9 +94,9 @@ class Behind(Generic[Item, Intermediate, Result]):
         while not all(future.done() for future in self._drawing):
             time.sleep(PAUSE)
         drawn, self._drawing = self._drawing, []
+        self.check()  # first: then what has not begun is cancelled
         for future in drawn:
             future.result()
-        self.check()
 
     def check(self) -> None:
         """Raise what a step or ``sink`` raised."""
@@ -116,11 +121,17 @@ class Behind(Generic[Item, Intermediate, Result]):
             self.check()
 
     def _hand_on(self) -> None:
-        while (future := self._queue.get()) is not None:
+        begun: list[Future[Result]] = []
+        while (item := self._queue.get()) is not None:
+            drawn, written = item
             if self._problem is not None:
-                future.cancel()
+                if not drawn.cancel():  # it may have left something on the disk, or will
+                    begun.append(written)
                 continue
             try:
-                self._sink(future.result())
+                self._sink(written.result())
             except BaseException as error:  # raised where it can be dealt with
                 self._problem = error
+        for written in begun:
+            with contextlib.suppress(Exception):
+                self._late(written.result())

@@ -97,6 +97,21 @@ def test_a_closed_pipe_ends_quietly_and_leaves_a_valid_manifest(
     assert json.loads(result.stdout)["image"].endswith("0.png")
     lines = [json.loads(line) for line in (tmp_path / "out/manifest.jsonl").read_text().splitlines()]
     assert 1 <= len(lines) < 30
+    assert lrp("verify", tmp_path / "out").code == 0  # what was begun then is recorded, too
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", ">&- 2>&- <&-"])
+def test_streams_that_are_closed(lrp, tmp_path: Path, closed: str) -> None:
+    command = f"LRP explain {CAT} -c epsilon --resize 64 --crop 64 -o {tmp_path} {closed}"
+    result = lrp.shell(command)
+    assert result.returncode == 0, result.stderr
+    assert "Traceback" not in result.stderr
+    assert len(list(tmp_path.glob("*.npy"))) == 1
+
+
+def test_pictures_named_on_a_standard_input_that_is_closed(lrp, tmp_path: Path) -> None:
+    result = lrp.shell(f"LRP explain - -o {tmp_path} <&-")
+    assert (result.returncode, result.stderr.strip()) == (2, "lrp: no pictures were found")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")

@@ -133,6 +133,33 @@ def test_what_the_sink_raises_stops_the_run_and_nothing_more_is_handed_on() -> N
     assert seen == [0, 1, 2]
 
 
+def test_what_was_begun_before_the_sink_raised_is_handed_on_late() -> None:
+    from lrp_cli.runs.prefetch import Behind
+
+    begun: set[int] = set()
+    late: list[int] = []
+    go_on = threading.Event()
+
+    def draw(value: int) -> int:
+        begun.add(value)
+        return value
+
+    def write(value: int) -> int:
+        assert go_on.wait(10)
+        return value
+
+    def sink(value: int) -> None:
+        raise KeyError(value)
+
+    with pytest.raises(KeyError), Behind(draw, write, sink, threads=2, ahead=8, late=late.append) as behind:
+        for value in range(4):
+            behind.put(value)
+        while len(begun) < 4:
+            time.sleep(0.001)
+        go_on.set()
+    assert late == [1, 2, 3]
+
+
 def kill_and_resume(lrp, pictures: Path, out: Path, times: int, seed: int) -> None:
     """Kill a run ``times`` over at random moments, go on, and check that nothing is lost and nothing done twice."""
     moments = random.Random(seed)
