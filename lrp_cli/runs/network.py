@@ -79,7 +79,10 @@ class Network:
                 results = self._explain(part)
         except (LrpError, RuntimeError, MemoryError) as error:
             # What follows happens after this block, when the traceback has let go of the tensors.
-            problem = error.with_traceback(None)
+            problem: Exception = error.with_traceback(None)
+        except Exception as error:  # code of the model's own may raise anything
+            problem = EngineError(f"the model fails: {type(error).__name__}: {error}")
+            problem.__cause__ = error
         else:
             self._has_worked = True
             return results

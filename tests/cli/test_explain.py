@@ -64,6 +64,32 @@ def test_without_json_one_line_a_picture_and_with_quiet_none(lrp, tmp_path: Path
     assert both.err == "lrp: nope.jpg: no such file or directory\n"
 
 
+def test_a_contrast_says_how_much_of_its_difference_reached_the_pixels(lrp, tmp_path: Path) -> None:
+    result = lrp.explain(CAT, "--out", tmp_path, "-t", "1 vs 2", "--seed", "one")
+    assert result.code == 0, result.err
+    assert re.search(r"score -?[\d.e-]+, .*, -?[\d.e-]+ of it reached the pixels", result.out)
+    assert "of the score" not in result.out
+    assert lrp("verify", tmp_path).code == 0
+
+
+def test_what_the_code_of_a_model_raises_is_said_to_be_its_failure(lrp, tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(
+        """
+import torch
+class Tired(torch.nn.Module):
+    calls = 0
+    def forward(self, x):
+        Tired.calls += 1
+        assert Tired.calls == 1, "no more"
+        return x.mean(dim=(2, 3))
+"""
+    )
+    result = lrp("explain", CAT, "-m", f"{tmp_path}/net.py:Tired", "-c", "epsilon", "-o", tmp_path / "out")
+    assert result.code == 5
+    assert f"lrp: {CAT}: the model fails: AssertionError: no more" in result.err.splitlines()
+    assert "report it" not in result.err
+
+
 def test_broken_pictures_are_named_and_the_others_done(lrp, tmp_path: Path) -> None:
     (tmp_path / "text.jpg").write_text("no picture")
     (tmp_path / "empty.png").touch()
