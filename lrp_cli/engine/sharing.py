@@ -16,6 +16,10 @@ FEW = 12
 """Of fewer contributions, those of some outputs are all of the other sign: it is not asked whether that is so."""
 
 
+MUCH = 1e9
+"""So much relevance has to be a finite number still when divided by a stabiliser, to be booked by its share."""
+
+
 def _divided(flow: Flow, z: Tensor, stabiliser: float, *, is_sure: bool) -> tuple[Tensor, bool]:
     """Return out / z in the place of z, and True; z as it is and False if somewhere it is nothing but its stabiliser.
 
@@ -23,6 +27,8 @@ def _divided(flow: Flow, z: Tensor, stabiliser: float, *, is_sure: bool) -> tupl
     """
     if is_sure or (flow.map.fan_in >= FEW and not _is_nothing_somewhere(z, stabiliser)):
         return torch.div(flow.out, z, out=z), True
+    if stabiliser:  # rounding may have left less
+        z.clamp_(min=stabiliser) if _is_positive(stabiliser) else z.clamp_(max=stabiliser)
     return z, False
 
 
@@ -79,7 +85,7 @@ def shared_out(
         s = flow.times_g(kept)
         flow.book_shares(s, shares)
         return s
-    if stabiliser and kept.dtype != torch.float16:  # in which much divided by a stabiliser would be infinite
+    if abs(stabiliser) * torch.finfo(kept.dtype).max > MUCH:
         s = flow.relevance.div_(kept)
         flow.book_shares(s, shares)  # of nothing but the stabiliser, its share is everything
         return _without_nothing(s, kept, stabiliser)

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lrp_cli.engine import sharing
-from lrp_cli.engine.books import BIAS, EPSILON
+from lrp_cli.engine.books import BIAS, EPSILON, Account, Books
+from lrp_cli.engine.flow import Flow
 from lrp_cli.engine.layers import BATCH_NORM, Layer
+from lrp_cli.engine.linear_maps import Linear
 from lrp_cli.engine.propagation import Propagation
 from lrp_cli.engine.rules import LRP0, AlphaBeta, Epsilon, Flat, Gamma, Rule, WSquare, ZBox, ZPlus
 from lrp_cli.engine.weights import WeightCache
@@ -412,6 +414,23 @@ def test_nothing_excites_in_half_precision() -> None:
     relevance, _, entries = propagate(layer, torch.ones(1, 2).half(), torch.ones(1, 1).half(), AlphaBeta(2, 1, 1e-3))
     torch.testing.assert_close(relevance, torch.tensor([[100.0, 200.0]]).half(), rtol=1e-3, atol=0)
     assert entries["0"][EPSILON].item() == pytest.approx(-600, rel=1e-3)
+
+
+@pytest.mark.parametrize("stabiliser", [1e-38, 1e-30, 1e-6])
+def test_nothing_excites_and_the_stabiliser_is_very_small(stabiliser: float) -> None:
+    layer = fixed_linear([[-100.0, -200.0]]).float()
+    relevance, _, entries = propagate(layer, torch.ones(1, 2), torch.ones(1, 1), ZPlus(stabiliser))
+    assert (relevance == 0).all()
+    assert entries["0"][EPSILON].item() == pytest.approx(-300, rel=1e-6)
+
+
+@pytest.mark.parametrize("least", [-1e-3, 0.0, 1e-7])
+def test_what_rounding_leaves_below_the_stabiliser_is_nothing(least: float) -> None:
+    layer, x, books = Linear(torch.eye(2), None, WeightCache()), torch.ones(1, 2), Books(1)
+    flow = Flow(layer, x, x, torch.tensor([[4.0, 4.0]]), torch.ones(1, 2), books, Account("0"), is_last=True)
+    s = sharing.shared_out(flow, "some", lambda: torch.tensor([[least, 2.0]]), 1e-6, {})
+    assert s.tolist() == [[0.0, 2.0]]
+    assert books.total().item() == pytest.approx(4, rel=1e-5)
 
 
 @pytest.mark.parametrize("few", [0, 12], ids=["is asked for", "is expected"])
