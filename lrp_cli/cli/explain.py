@@ -64,6 +64,7 @@ def explain(
     from lrp_cli.cli.inputs import Named, find
     from lrp_cli.cli.progress import Progress
     from lrp_cli.cli.report import Report
+    from lrp_cli.cli.text import counted
 
     report = Report(1 if fail_fast else max_failures)
     with Progress(quiet=quiet, verbose=verbose, as_json=as_json) as progress:
@@ -120,8 +121,10 @@ def explain(
         progress.detail(f"config {explainer.config.name}, seed {settings.seed}")
         progress.detail(f"preprocessing {loaded.preprocessing.to_json()}")
         at_once = Batches(settings.batch_size, settings.device).most
-        progress.detail(f"{len(pictures)} pictures, up to {at_once} at once, to {out}")
+        progress.detail(f"{counted(len(pictures), 'picture')}, up to {at_once} at once, to {out}")
         (show_plan if dry_run else run)(session, pictures, out, progress, report)
+        for complaint in explainer.assignment.unmatched(loaded.network):
+            progress.note(f"config {explainer.config.name}: {complaint}")
         if explainer.compiler and not dry_run:
             progress.note(f"--compile: {explainer.compiler.report}")
     raise typer.Exit(report.exit_code)

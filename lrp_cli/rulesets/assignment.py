@@ -2,6 +2,8 @@
 
 from functools import singledispatch
 
+from torch import nn
+
 from lrp_cli.engine import rules
 from lrp_cli.engine.layers import Layer as EngineLayer
 from lrp_cli.rulesets.catalogue import NamedRuleset
@@ -17,7 +19,7 @@ from lrp_cli.rulesets.schema import (
     ZBoxSpec,
     ZPlusSpec,
 )
-from lrp_cli.rulesets.selection import Layer, candidates, describe, select
+from lrp_cli.rulesets.selection import Layer, candidates, describe, select, unmatched
 
 
 class RulesetAssignment:
@@ -53,6 +55,16 @@ class RulesetAssignment:
         """Return the layer's rule in words, such as ``gamma 0.25``, and which of its properties it was chosen by."""
         entry = self._entry(layer, count)
         return _in_words(entry.rule), describe(entry)
+
+    def unmatched(self, network: nn.Module) -> list[str]:
+        """Return, in words, which names and classes in the config no layer has; nothing before there were layers."""
+        layers = {*self._uses, *(layer for layer, _ in self._rules)}
+        if not layers:
+            return []
+        modules = [*network.named_modules()]
+        names = {layer.name for layer in layers}.union(name for name, _ in modules)
+        classes = {layer.class_name for layer in layers}.union(type(module).__name__ for _, module in modules)
+        return unmatched(self.config.ruleset, sorted(names), sorted(classes))
 
     def _entry(self, layer: EngineLayer, count: int) -> LayerEntry:
         described = Layer(layer.name, layer.class_name, layer.kind, layer.index, count)

@@ -1,10 +1,10 @@
 """Which entry of a config a layer gets: the first one whose selector matches."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from lrp_cli.errors import ConfigError
+from lrp_cli.errors import ConfigError, closest
 from lrp_cli.rulesets.schema import LayerEntry, Ruleset
 
 WEIGHTED_KINDS = frozenset({"convolution", "linear"})
@@ -101,6 +101,19 @@ def shadowed(ruleset: Ruleset) -> list[tuple[int, int]]:
         if earlier is not None:
             pairs.append((later, earlier))
     return pairs
+
+
+def unmatched(ruleset: Ruleset, names: Collection[str], classes: Collection[str]) -> list[str]:
+    """Return, in words, which names and classes the config gives that no layer has, of these names and classes."""
+    complaints = []
+    for number, entry in enumerate(ruleset.layers):
+        for pattern in entry.name or ():
+            if not any(fnmatchcase(name, pattern) for name in names):
+                complaints.append(f"layers[{number}]: no layer has the name {pattern!r}{closest(pattern, names)}")
+        for class_name in entry.class_ or ():
+            if class_name not in classes:
+                complaints.append(f"layers[{number}]: no layer is a {class_name!r}{closest(class_name, classes)}")
+    return complaints
 
 
 def _covers(wide: LayerEntry, narrow: LayerEntry) -> bool:

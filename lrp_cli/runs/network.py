@@ -1,5 +1,6 @@
 """A batch of pictures through the network, as many at once as the memory and the processor allow."""
 
+import traceback
 from collections.abc import Sequence
 from functools import partial
 from itertools import chain
@@ -81,6 +82,7 @@ class Network:
             # What follows happens after this block, when the traceback has let go of the tensors.
             problem: Exception = error.with_traceback(None)
         except Exception as error:  # code of the model's own may raise anything
+            traceback.clear_frames(error.__traceback__)  # of their tensors
             problem = EngineError(f"the model fails: {type(error).__name__}: {error}")
             problem.__cause__ = error
         else:

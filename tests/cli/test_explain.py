@@ -90,6 +90,16 @@ class Tired(torch.nn.Module):
     assert "report it" not in result.err
 
 
+def test_a_class_that_no_layer_has_is_told(lrp, tmp_path: Path) -> None:
+    config = tmp_path / "mine.yaml"
+    config.write_text("layers:\n  - {class: Conv2D, rule: zplus}\n  - rule: epsilon\n")
+    result = lrp("explain", CAT, "-c", config, "--resize", "64", "--crop", "64", "-o", tmp_path / "out")
+    assert result.code == 0
+    assert "layers[0]: no layer is a 'Conv2D'; did you mean 'Conv2d'?" in result.err
+    again = lrp("explain", CAT, "-c", config, "--resize", "64", "--crop", "64", "-o", tmp_path / "out")
+    assert "no layer" not in again.err  # nothing was explained
+
+
 def test_broken_pictures_are_named_and_the_others_done(lrp, tmp_path: Path) -> None:
     (tmp_path / "text.jpg").write_text("no picture")
     (tmp_path / "empty.png").touch()

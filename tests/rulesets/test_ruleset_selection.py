@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from lrp_cli.errors import ConfigError
 from lrp_cli.rulesets import Layer, LayerEntry, Ruleset, candidates, describe, select, shadowed
+from lrp_cli.rulesets.selection import unmatched
 
 
 def ruleset(*entries: dict[str, object]) -> Ruleset:
@@ -199,3 +200,16 @@ def test_shadowed(entries: list[dict[str, object]], expected: list[tuple[int, in
 )
 def test_describe(selector: dict[str, object], words: str) -> None:
     assert describe(LayerEntry.model_validate({"rule": "flat", **selector})) == words
+
+
+def test_names_and_classes_that_no_layer_has_are_told() -> None:
+    rules = ruleset(
+        {"class": "Conv2D"}, {"name": ["features.*", "classifer.*"]}, {"class": ["Linear", "X"]}, {"first": True}
+    )
+    found = unmatched(rules, ["features.0", "classifier.1"], ["Conv2d", "Linear"])
+    assert found == [
+        "layers[0]: no layer is a 'Conv2D'; did you mean 'Conv2d'?",
+        "layers[1]: no layer has the name 'classifer.*'; did you mean 'classifier.1'?",
+        "layers[2]: no layer is a 'X'",
+    ]
+    assert unmatched(ruleset({"class": "Conv2d", "name": "f*"}, {"kind": "linear"}), ["f"], ["Conv2d"]) == []
