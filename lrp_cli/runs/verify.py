@@ -120,14 +120,16 @@ def _books(line: Line) -> Iterator[Problem]:
     numbers = [values.get(name) for name in ("score", "relevance_sum", "absorbed_sum")]
     if not all(isinstance(number, int | float) for number in numbers):
         yield Problem("manifest", line.name, "its score, relevance_sum or absorbed_sum is no number")
-    elif not _balances(numbers, ROUGH_BALANCE if values.get("products") else BALANCE, values.get("seed")):
+    elif not _balances(
+        numbers, ROUGH_BALANCE if values.get("products") else BALANCE, is_contrast=line.versus is not None
+    ):
         score, reached, absorbed = numbers
         yield Problem("books", line.name, f"score {score}, but relevance {reached} and absorbed {absorbed}")
 
 
-def _balances(numbers: Sequence[Any], tolerance: float, seed: object) -> bool:
+def _balances(numbers: Sequence[Any], tolerance: float, *, is_contrast: bool = False) -> bool:
     score, reached, absorbed = numbers
-    started = 1.0 if seed == "one" else 0.0  # a contrast's score is nothing then: one less one
+    started = 1.0 if is_contrast else 0.0  # its score may be next to nothing, the difference of two that are not
     return bool(abs(score - reached - absorbed) <= tolerance * max(started, *map(abs, numbers)) + 1e-12)
 
 

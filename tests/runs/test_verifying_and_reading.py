@@ -11,6 +11,7 @@ import pytest
 
 import lrp_cli
 from lrp_cli.errors import LrpError, UsageError
+from lrp_cli.runs.verify import BALANCE, _balances
 
 
 @pytest.fixture(scope="module")
@@ -40,17 +41,11 @@ def problems(lrp, out: Path) -> list[tuple[str, str]]:
     return [(record["problem"], record["where"]) for record in result.records]
 
 
-def test_a_contrast_of_seed_one_has_no_score_and_balances(lrp, out: Path) -> None:
-    number = next(
-        number
-        for number, line in enumerate((out / "manifest.jsonl").read_text().splitlines())
-        if json.loads(line).get("versus") is not None
-    )
-    reached = json.loads((out / "manifest.jsonl").read_text().splitlines()[number])["relevance_sum"]
-    edit(out, number, seed="one", score=3e-8, absorbed_sum=-reached)
-    assert problems(lrp, out) == []
-    edit(out, number, seed="one", score=1e-2, absorbed_sum=-reached)
-    assert [kind for kind, _ in problems(lrp, out)] == ["books"]
+def test_books_of_a_contrast_are_held_against_more_than_its_score() -> None:
+    numbers = 3e-8, 2e-6, -2e-6
+    assert _balances(numbers, BALANCE, is_contrast=True)
+    assert not _balances(numbers, BALANCE)
+    assert not _balances((1e-2, 2e-6, -2e-6), BALANCE, is_contrast=True)
 
 
 def first(out: Path, kind: str) -> Path:
