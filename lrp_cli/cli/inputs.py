@@ -1,6 +1,5 @@
 """Which pictures the user named, wherever they were named."""
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,7 +51,8 @@ def find(named: Named, out: Path, progress: Progress, report: Report) -> list[Pi
         if named.paths or named.stdin0 or named.lists:
             raise UsageError("--image-stdin is one picture; it goes with no others")
         path = Path(Path(named.image_name).name or "stdin")
-        return [Picture(path, output_stems([path])[path], data=_read_image())]
+        others = {name: source for name, source in _Outputs(out).names.items() if Path(source) != path.absolute()}
+        return [Picture(path, output_stems([path], (), others)[path], data=_read_image())]
     outputs = _Outputs(out)
     found = _found(named, outputs)
     for path, reason in found.missing:
@@ -99,15 +99,20 @@ class _Outputs:
     """What earlier runs have written into a directory.
 
     Attributes:
-        names: absolute path of a picture -> what the names of its outputs begin with.
+        names: what names of outputs begin with -> absolute path of the picture, as recorded one after the other.
     """
 
     def __init__(self, out: Path) -> None:
         root = out.resolve()
-        lines = [line for line, _ in read_lines(out) if line] if out.is_dir() else []
-        self._files = {root / file.path for line in lines for file in line.files.values()}
-        owners = {line.name: os.path.abspath(line.image) for line in lines}  # noqa: PTH100
-        self.names = {path: name for name, path in owners.items()}
+        self._files: set[Path] = set()
+        self.names: dict[str, str] = {}
+        for line, _ in read_lines(out) if out.is_dir() else ():
+            if line is None:
+                continue
+            self._files |= {root / file.path for file in line.files.values()}
+            self.names.pop(line.name, None)
+            if line.source is not None:
+                self.names[line.name] = line.source
 
     def __contains__(self, path: Path) -> bool:
         """Say whether a file is an output: a search of folders is not to find it."""

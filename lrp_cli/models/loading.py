@@ -32,6 +32,7 @@ class LoadedModel:
         network: in eval mode, float32, on the CPU; maps (N, 3, H, W) to scores of shape (N, classes).
         labels: the name of each class.
         preprocessing: how a picture becomes the network's input.
+        file: the checkpoint that the user gave, if any.
         code: the user's own Python file that the network comes from; None where it is no such network.
     """
 
@@ -40,6 +41,7 @@ class LoadedModel:
     network: nn.Module
     labels: tuple[str, ...]
     preprocessing: Preprocessing
+    file: Path | None = None
     code: Path | None = None
 
 
@@ -91,6 +93,7 @@ def load_model(
         network=network,
         labels=_labels(architecture, published, labels, classes),
         preprocessing=chosen,
+        file=file,
         code=architecture.file if isinstance(architecture, OwnArchitecture) else None,
     )
 

@@ -65,9 +65,9 @@ def write_whole(path: Path, data: bytes, root: Path) -> FileInfo:
         LrpError: this one could not be written, or would lie outside ``root``.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         if not path.parent.resolve().is_relative_to(root.resolve()):
             raise LrpError(f"{path} would lie outside {root}, by a link; remove the link or give another --out")
+        path.parent.mkdir(parents=True, exist_ok=True)
         _replace(path, data)
     except OSError as error:
         raise failed_to_write(path, error) from error

@@ -58,6 +58,8 @@ class Line(BaseModel):
     name: str
     """What the names of the picture's outputs begin with: the same in every run over the same pictures."""
     image: str
+    source: str | None = None
+    """The picture's absolute path, if it has one."""
     settings: str
     """Digest of everything that decides what the outputs look like."""
     part: int = Field(default=1, ge=1)

@@ -36,13 +36,15 @@ def output_stems(
     Args:
         pictures: paths of pictures.
         folders: where they were searched for.
-        recorded: absolute path of a picture -> the name of its results.
+        recorded: names of results -> absolute path of their picture, in the order in which they were recorded.
     """
     roots = [Path(os.path.abspath(folder)) for folder in folders]  # noqa: PTH100 (resolve would follow links)
-    recorded = recorded or {}
-    kept = {picture: name for picture in pictures if (name := _kept_name(picture, recorded)) is not None}
-    own = {os.path.abspath(picture) for picture in kept}  # noqa: PTH100
-    taken = {name.casefold() for path, name in recorded.items() if path in own or os.path.lexists(path)}
+    names = {name: path for name, path in (recorded or {}).items() if _is_a_stem(name)}  # a manifest may lie
+    latest = {path: name for name, path in names.items()}
+    found = {picture: latest.get(os.path.abspath(picture)) for picture in pictures}  # noqa: PTH100
+    kept = {picture: name for picture, name in found.items() if name and _is_named_after(name, picture)}
+    own = set(kept.values())
+    taken = {name.casefold() for name, path in names.items() if name in own or os.path.lexists(path)}
     parts = {picture: _parts(picture, roots) for picture in pictures if picture not in kept}
     length = {picture: count for picture, (_, count) in parts.items()}
     whole = {picture: str(_stem(all_parts)).casefold() for picture, (all_parts, _) in parts.items()}
@@ -69,12 +71,24 @@ def output_stems(
             length[picture] += 1
 
 
-def _kept_name(picture: Path, recorded: Mapping[str, str]) -> str | None:
-    """Return the name of the results that a picture has; None where it has none, or the name is not one of ours."""
-    name = recorded.get(os.path.abspath(picture))  # noqa: PTH100
-    if name is None or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\0" in name:
-        return None
-    return name if PurePosixPath(name).name.startswith(_safe(picture.name)) else None
+def _is_a_stem(name: str) -> bool:
+    """Whether a name is one that :func:`output_stems` could have given: relative, plain, and safe in each part."""
+    path = PurePosixPath(name)
+    try:
+        is_safe = all(map(_is_safe, path.parts))
+    except UnicodeEncodeError:  # JSON can hold what no file name can
+        return False
+    return is_safe and path.as_posix() == name and not path.is_absolute() and path.name != ""
+
+
+def _is_named_after(name: str, picture: Path) -> bool:
+    return PurePosixPath(name).name.startswith(_safe(picture.name))
+
+
+def _is_safe(part: str) -> bool:
+    shown, _, digest = part.rpartition("~")
+    has_digest = re.fullmatch("[0-9a-f]{8}", digest) is not None and shown != ""
+    return part != ".." and (_safe(part) == part or (has_digest and _is_safe(shown)))
 
 
 def _parts(picture: Path, roots: Sequence[Path]) -> tuple[tuple[str, ...], int]:

@@ -1,6 +1,7 @@
 """What the manifest says about each picture; called in one thread only."""
 
 import contextlib
+import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,7 +11,7 @@ from lrp_cli.runs.manifest import Line, Manifest, current_lines, supersedes
 from lrp_cli.runs.pictures import Picture
 from lrp_cli.runs.records import Failure, Outcome, Record, Skipped
 from lrp_cli.runs.resume import Resume, is_intact
-from lrp_cli.runs.settings import Provenance
+from lrp_cli.runs.settings import MAKERS, Provenance
 from lrp_cli.runs.shares import Loaded
 
 
@@ -44,6 +45,7 @@ class Recorder:
             return outcomes
         common = {
             "name": name,
+            "source": None if picture.data is not None else os.path.abspath(picture.path),  # noqa: PTH100
             "settings": settings,
             "input": {"sha256": loaded.sha256, "bytes": loaded.bytes} if loaded else None,
             "mapping": loaded.mapping.to_json() if loaded else None,
@@ -54,9 +56,25 @@ class Recorder:
             _entry(outcome) | {"part": part, "parts": len(outcomes)} | common
             for part, outcome in enumerate(outcomes, start=1)
         ]
+        for entry in entries:
+            if entry["status"] == "done":
+                entry["files"] = self._still_valid(Line.model_validate(entry)) | entry["files"]
         self._manifest.append(entries)
         self._remove_superseded([Line.model_validate(entry) for entry in entries])
         return outcomes
+
+    def _still_valid(self, new: Line) -> dict[str, Any]:
+        """Return the outputs of kinds that the new line has none of, where they show the same relevance."""
+        for old in self._current.get(new.name, []):
+            is_same = old.status == "done" and (old.key, old.settings) == (new.key, new.settings)
+            is_made_alike = all((old.model_extra or {}).get(name) == self._provenance.values[name] for name in MAKERS)
+            if is_same and is_made_alike and old.input is not None and old.input == new.input:
+                return {
+                    kind: file.model_dump()
+                    for kind, file in old.files.items()
+                    if kind not in new.files and is_intact(file.inside(self._directory), file.bytes, file.sha256)
+                }
+        return {}
 
     def _remove_superseded(self, new: Sequence[Line]) -> None:
         """Remove outputs of what the new lines leave nothing of, if they are still what was written then."""

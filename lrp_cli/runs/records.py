@@ -17,7 +17,8 @@ class Record:
         target, label: the explained class: its index and its name.
         versus: what the class is held against: the index of another, "rest" for all others, or None.
         seed: what the relevance starts with: "logit", "one" or "probability".
-        score: the explained score (the target's logit; of a contrast the difference).
+        score: the explained score, which is the relevance that the output starts with: with the seed "logit" the
+            target's logit, or of a contrast the difference.
         probability: softmax probability of the target.
         relevance_sum: the relevance that reached the pixels.
         absorbed_sum: the relevance that did not; ``score = relevance_sum + absorbed_sum``.

@@ -1,6 +1,6 @@
 """What an earlier run has done already."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,10 @@ from lrp_cli.runs.records import REPORTED
 class Resume:
     """Knows which pictures are recorded, by what their outputs are called and by the settings."""
 
-    def __init__(self, lines: Iterable[Line], directory: Path) -> None:
+    def __init__(self, lines: Iterable[Line], directory: Path, kinds: Sequence[str]) -> None:
+        """Take what the manifest says; ``kinds`` of outputs are wanted of each picture."""
         self._directory = directory
+        self._kinds = kinds
         self._groups: dict[tuple[str, str], list[Line]] = {}
         for line in lines:
             key = line.name, line.settings
@@ -28,7 +30,7 @@ class Resume:
     def records(self, name: str, settings: str, sha256: str, image: Path) -> tuple[dict[str, Any], ...] | None:
         """Return the records of a picture with these contents, as ``--json`` has them, or None where it is to be done.
 
-        All its targets must be recorded, with the same settings, and every output there and intact.
+        All its targets must be recorded, with the same settings, and every output that is wanted there and intact.
         """
         group = self._groups.get((name, settings), [])
         complete = group and [line.part for line in group] == list(range(1, group[0].parts + 1))
@@ -38,7 +40,7 @@ class Resume:
 
     def _record(self, line: Line, image: Path) -> dict[str, Any]:
         values = line.model_dump(mode="json")
-        outputs = {kind: str(self._directory / file.path) for kind, file in line.files.items()}
+        outputs = {kind: str(self._directory / line.files[kind].path) for kind in self._kinds}
         kept = {name: values[name] for name in REPORTED if name in values}
         return kept | {"image": str(image), "outputs": outputs, "skipped": True}
 
@@ -50,7 +52,8 @@ class Resume:
     def _is_done(self, line: Line, sha256: str) -> bool:
         if line.status != "done" or line.input is None or line.input.sha256 != sha256:
             return False
-        return all(is_intact(file.inside(self._directory), file.bytes, file.sha256) for file in line.files.values())
+        files = [line.files.get(kind) for kind in self._kinds]
+        return all(file and is_intact(file.inside(self._directory), file.bytes, file.sha256) for file in files)
 
 
 def is_intact(path: Path | None, size: int, sha256: str) -> bool:

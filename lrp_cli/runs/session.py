@@ -14,7 +14,7 @@ from lrp_cli.runs.pipeline import Pipeline, Sink
 from lrp_cli.runs.recording import Recorder
 from lrp_cli.runs.records import REPORTED, Failure, Skipped
 from lrp_cli.runs.resume import Resume
-from lrp_cli.runs.settings import Provenance, Settings
+from lrp_cli.runs.settings import MAKERS, Provenance, Settings
 from lrp_cli.runs.shares import Loaded
 
 Note = Callable[[str], None]
@@ -47,7 +47,7 @@ class Session:
             remove_leftovers(directory)
             with Manifest(directory) as manifest:
                 earlier = _readable(directory, note)
-                recorder = Recorder(manifest, self._provenance, Resume(earlier, directory), earlier, directory)
+                recorder = Recorder(manifest, self._provenance, self._resume(earlier), earlier, directory)
                 pipeline = Pipeline(self._model, self._explainer, self._settings, self._loader(earlier), recorder)
                 pipeline.run(pictures, sink, note)
 
@@ -59,7 +59,10 @@ class Session:
             yield picture if isinstance(loaded, Loaded) else loaded
 
     def _loader(self, earlier: Iterable[Line]) -> Loader:
-        return Loader(self._model, self._settings, self._provenance, Resume(earlier, self._settings.directory))
+        return Loader(self._model, self._settings, self._provenance, self._resume(earlier))
+
+    def _resume(self, earlier: Iterable[Line]) -> Resume:
+        return Resume(earlier, self._settings.directory, self._settings.kinds)
 
 
 def _readable(directory: Path, note: Note) -> list[Line]:
@@ -80,5 +83,5 @@ def _readable(directory: Path, note: Note) -> list[Line]:
 def _forget_the_rest(line: Line) -> None:
     """Keep what resuming needs: there may be tens of thousands of lines, of some thousand bytes each."""
     extra = line.model_extra or {}
-    for name in extra.keys() - set(REPORTED):
+    for name in extra.keys() - {*REPORTED, *MAKERS}:
         del extra[name]

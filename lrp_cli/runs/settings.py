@@ -5,11 +5,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from lrp_cli import __version__
 from lrp_cli.errors import UsageError
@@ -48,16 +48,22 @@ class Settings:
     force: bool = False
 
 
+MAKERS = "device", "versions"
+"""What may change the last digits."""
+
 _DECISIVE = "weights_sha256", "code_sha256", "rules_sha256", "preprocessing", "on_unknown", "full", "dtype", "products"
 
 
 class Provenance:
-    """Where results come from: what every line of the manifest says, and a digest of what decides the outputs."""
+    """Where results come from: what every line of the manifest says, and a digest of what decides the outputs.
+
+    Which kinds of outputs are written is no part of it: they show the same.
+    """
 
     def __init__(self, model: LoadedModel, config: NamedRuleset, settings: Settings) -> None:
         parameter = next(model.network.parameters(), None)
         self.values: dict[str, Any] = {
-            "weights_sha256": _digest_of_checkpoint(model.weights) or _digest_of_own_weights(model),
+            "weights_sha256": _digest_of_own_weights(model) if model.file is None else _digest_of_file(model.file),
             "code_sha256": model.code and _digest_of_file(model.code),
             "rules": config.resolved(),
             "rules_sha256": config.digest,
@@ -73,9 +79,8 @@ class Provenance:
         self._decisive = {name: self.values[name] for name in _DECISIVE} | {
             "lrp": __version__,
             "model": model.name,
-            "weights": model.weights,
+            "weights": model.weights if model.file is None else None,  # of a file, its contents decide
             "labels": _sha256("\n".join(model.labels)),
-            "kinds": sorted(settings.kinds),
             "seed": settings.seed,
         }
 
@@ -87,11 +92,6 @@ class Provenance:
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _digest_of_checkpoint(weights: str) -> str | None:
-    path = Path(weights)
-    return _digest_of_file(path) if path.is_file() else None
 
 
 def _digest_of_file(file: Path) -> str:
@@ -106,11 +106,10 @@ def _digest_of_own_weights(model: LoadedModel) -> str | None:
     if model.code is None:
         return None
     digest = hashlib.sha256()
-    for name, tensor in model.network.state_dict().items():
-        if isinstance(tensor, Tensor):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-            dense = tensor.dequantize() if tensor.is_quantized else tensor.to_dense()
-            digest.update(dense.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    for name, tensor in chain(model.network.named_parameters(), model.network.named_buffers()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        dense = tensor.dequantize() if tensor.is_quantized else tensor.to_dense()
+        digest.update(dense.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

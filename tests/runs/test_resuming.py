@@ -88,7 +88,6 @@ def test_damaged_outputs_are_made_again(lrp, folder: Path, damage: str) -> None:
         ("-c", "epsilon-plus"),
         ("-t", "3"),
         ("--seed", "one"),
-        ("--save", "npy"),
         ("--fit", "pad"),
         ("--crop", "48"),
         ("--full",),
@@ -114,6 +113,17 @@ def test_pictures_of_one_name_do_not_replace_each_other(lrp, tmp_path: Path, mak
     assert len(list(out.rglob("*.npy"))) == 2
     assert "2 results recorded" in lrp("verify", out).err
     assert lrp("verify", out).code == 0
+
+
+def test_pictures_of_one_relative_path_do_not_replace_each_other(
+    lrp, tmp_path: Path, make_picture: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed, part in enumerate("ab"):
+        make_picture(tmp_path / part / "x.png", seed)
+        monkeypatch.chdir(tmp_path / part)
+        assert lrp.explain("x.png", "-o", tmp_path / "out", "--json").code == 0
+    assert len(list((tmp_path / "out").rglob("*.npy"))) == 2
+    assert lrp("verify", tmp_path / "out").code == 0
 
 
 NETWORK = """
@@ -145,6 +155,42 @@ def test_an_own_network_that_was_changed_is_another_one(lrp, folder: Path) -> No
     assert len(explain_by(from_file)) == 3
     torch.save(torch.rand(3), weights)
     assert explain_by(from_file) == []  # the code is the same
+
+
+def test_other_kinds_of_outputs_join_those_that_are_there(lrp, folder: Path) -> None:
+    assert skipped(explain(lrp, folder, "--save", "npy,overlay")) == []
+    assert len(skipped(explain(lrp, folder, "--save", "npy"))) == 3
+    assert skipped(explain(lrp, folder, "--save", "heatmap")) == []
+    for wanted in ("npy,overlay", "heatmap,npy", "overlay"):
+        again = explain(lrp, folder, "--save", wanted)
+        assert len(skipped(again)) == 3
+        assert all([*record["outputs"]] == wanted.split(",") for record in again.records)
+    assert len(list((folder / "out").glob("*.npy"))) == len(list((folder / "out").glob("*.overlay.png"))) == 3
+    assert lrp("verify", folder / "out").code == 0
+
+
+def test_other_kinds_of_outputs_go_with_what_they_showed(lrp, folder: Path) -> None:
+    explain(lrp, folder, "--save", "npy,overlay")
+    explain(lrp, folder, "--save", "heatmap", "-c", "epsilon-plus")
+    assert not list((folder / "out").glob("*.npy"))
+    assert len(list((folder / "out").glob("*.heatmap.png"))) == 3
+    assert lrp("verify", folder / "out").code == 0
+
+
+def test_a_checkpoint_is_known_by_its_contents(lrp, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = folder / "weights.pt"
+    net = torch.nn.Linear(3, 4)
+    (folder / "net.py").write_text(
+        "import torch\ndef build():\n    return torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), "
+        "torch.nn.Linear(3, 4))\n"
+    )
+    torch.save({"2.weight": net.weight, "2.bias": net.bias}, file)
+    monkeypatch.chdir(folder)
+    common = "explain", folder / "in", "-m", "net.py:build", "-o", folder / "out", "--json"
+    assert skipped(lrp(*common, "-w", file)) == []
+    assert len(skipped(lrp(*common, "-w", "weights.pt"))) == 3
+    torch.save({"2.weight": net.weight, "2.bias": net.bias + 1}, file)
+    assert skipped(lrp(*common, "-w", "weights.pt")) == []
 
 
 def test_batch_size_and_order_are_no_settings(lrp, folder: Path) -> None:
