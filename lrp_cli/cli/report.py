@@ -59,7 +59,7 @@ def line(record: Record) -> str:
     if record.versus is None:
         reached = f"{record.relevance_sum / record.score if record.score else 0.0:.1%} of the score"
     else:  # the difference of two scores may be next to nothing, and be made up of much
-        reached = f"{record.relevance_sum:.4g} of it"
+        reached = f"relevance of {record.relevance_sum:.4g}"
     first = next(iter(record.outputs.values()), None)
     versus = "" if record.versus is None else f" vs {record.versus}"
     return (

@@ -67,7 +67,7 @@ def test_without_json_one_line_a_picture_and_with_quiet_none(lrp, tmp_path: Path
 def test_a_contrast_says_how_much_of_its_difference_reached_the_pixels(lrp, tmp_path: Path) -> None:
     result = lrp.explain(CAT, "--out", tmp_path, "-t", "1 vs 2", "--seed", "one")
     assert result.code == 0, result.err
-    assert re.search(r"score -?[\d.e-]+, .*, -?[\d.e-]+ of it reached the pixels", result.out)
+    assert re.search(r"score -?[\d.e-]+, .*, relevance of -?[\d.e-]+ reached the pixels", result.out)
     assert "of the score" not in result.out
     assert lrp("verify", tmp_path).code == 0
 
