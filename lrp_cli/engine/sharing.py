@@ -15,7 +15,6 @@ from lrp_cli.engine.weak import Window, hand_down_weak, relevance_of_weak
 FEW = 12
 """Of fewer contributions, those of some outputs are all of the other sign: it is not asked whether that is so."""
 
-
 MUCH = 1e9
 """So much relevance has to be a finite number still when divided by a stabiliser, to be booked by its share."""
 
@@ -27,8 +26,10 @@ def _divided(flow: Flow, z: Tensor, stabiliser: float, *, is_sure: bool) -> tupl
     """
     if is_sure or (flow.map.fan_in >= FEW and not _is_nothing_somewhere(z, stabiliser)):
         return torch.div(flow.out, z, out=z), True
-    if stabiliser:  # rounding may have left less
-        z.clamp_(min=stabiliser) if _is_positive(stabiliser) else z.clamp_(max=stabiliser)
+    if stabiliser > 0:  # rounding may have left less
+        z.clamp_(min=stabiliser)
+    elif stabiliser < 0:
+        z.clamp_(max=stabiliser)
     return z, False
 
 
@@ -67,6 +68,8 @@ def shared_out(
     is_sure: bool = False,
 ) -> Tensor:
     """Return ``R / z``, shape of y; where z holds nothing but its stabiliser, zero, and it is all absorbed.
+
+    What the stabiliser and the other shares of z absorb is booked.
 
     Args:
         flow: the layer call.
