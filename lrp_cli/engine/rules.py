@@ -292,7 +292,8 @@ class ZBox(Rule):
 
     R_i = sum_j  (x_i w_ij - l_i w_ij+ - h_i w_ij-) / sum_i' (x_i' w_i'j - l_i' w_i'j+ - h_i' w_i'j-)  R_j.
     Source: Montavon et al. 2017, section 4.1 (the z^B rule); the Overview, table 10.1. Every term is >= 0 and the bias
-    plays no part. Bounds of padding are zero.
+    plays no part. Bounds of padding are zero. As w = w+ + w-, a term is (x_i - l_i) w_ij+ + (x_i - h_i) w_ij-, of which
+    one part is zero and nothing cancels.
 
     Attributes:
         stabiliser: added to the denominator.
@@ -305,13 +306,18 @@ class ZBox(Rule):
             raise EngineError(
                 "the z-box rule needs the bounds of its layer's input, and so is for the first layer only"
             )
-        layer, x = flow.map, flow.x
-        (low, high), positive, negative = flow.bounds, layer.transformed("positive"), layer.transformed("negative")
+        layer, (low, high) = flow.map, flow.bounds
+        positive, negative = layer.transformed("positive"), layer.transformed("negative")
 
-        def above_the_least() -> Tensor:
-            return flow.total - layer.apply(low, positive) - layer.apply(high, negative) + self.stabiliser
+        def distances() -> tuple[Tensor, Tensor]:
+            return flow.x - low, flow.x - high
 
-        s = shared_out(flow, "box", above_the_least, self.stabiliser, {})
-        received = x * flow.hand_down(s)
-        received = received - low * flow.pull(s, positive) - high * flow.pull(s, negative)
-        return per_unit(received, x)
+        above, below = flow.once("distances", distances)
+
+        def sum_of_terms() -> Tensor:
+            offset = flow.offset(None, self.stabiliser)
+            return layer.apply(above, positive, offset).add_(layer.apply(below, negative))
+
+        s = shared_out(flow, "box", sum_of_terms, self.stabiliser, {})
+        received = above * flow.pull(s, positive)
+        return per_unit(received.addcmul_(below, flow.pull(s, negative)), flow.x)

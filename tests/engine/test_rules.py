@@ -347,6 +347,31 @@ def test_inactive_neurons_carry_nothing_and_are_not_counted(rule: Rule) -> None:
     assert (relevance[x < 0] == 0).all()
 
 
+@pytest.mark.parametrize("weights", ["of both signs", "positive", "negative"])
+@pytest.mark.parametrize("picture", ["black", "white", "black, with one grey pixel"])
+def test_zbox_where_inputs_are_at_their_bounds(picture: str, weights: str) -> None:
+    """Next to nothing is left of a sum of many terms then, in single precision too, and the rest is absorbed."""
+    layer = seeded(lambda: nn.Conv2d(3, 16, 7, stride=2, padding=3))
+    with torch.no_grad():
+        if weights != "of both signs":
+            layer.weight.abs_().mul_(1 if weights == "positive" else -1)
+        layer.float().double()
+    x = torch.full((1, 3, 9, 9), HIGH if picture == "white" else LOW, dtype=torch.float64)
+    if "grey" in picture:
+        x[..., 4, 4] += 1e-3
+    x = x.float().double()
+    m = matrix_of(layer, (3, 9, 9))
+    y = x.flatten(1) @ m.w + m.b
+    rule = ZBox()
+    relevance, output, entries = propagate(copy.deepcopy(layer).float(), x.float(), torch.ones_like(y).float(), rule)
+    expected, _, absorbed = slow(rule, m, x[0].flatten(), y[0])
+    size = y.abs().sum()
+    assert (relevance.flatten() - expected).abs().sum() < 1e-5 * size
+    booked = sum(kinds[EPSILON] for kinds in entries.values())
+    assert abs(booked - absorbed) < 1e-5 * size
+    assert abs(output.sum() - relevance.sum() - booked) < 1e-5 * size
+
+
 def test_zbox_wants_bounds() -> None:
     layer = seeded(lambda: nn.Linear(4, 2))
     propagation = Propagation(layer, signed(1, 4), Only(ZBox()))
