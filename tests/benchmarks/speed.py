@@ -4,11 +4,11 @@
     python -m tests.benchmarks.speed --networks vgg16 resnet50 --batches 1 --measure operations
 
 Operations are counted by torch's FlopCounterMode: exact, and the same on every machine. Times are medians of runs that
-take turns in one process, so that what else the machine does hits all alike; the process keeps the memory of tensors
-that are gone, as that of ``lrp explain`` does, which helps each of them. Memory is the peak of a process that
-explains, above what it held before, each tensor in memory of its own: in a later explanation, and in the first one,
-which makes what is kept for later ones (transformed weights). Other libraries are measured where they are installed
-(``pip install 'lrp-cli[peers]'``); "refuses" says that one cannot explain a network.
+take turns in one process, so that what else the machine does hits all alike, a new one for each network and batch; it
+keeps the memory of tensors that are gone, as that of ``lrp explain`` does, which helps all. Memory is the peak of a
+process that explains, above what it held before, each tensor in memory of its own: in a later explanation, and in the
+first one, which makes what is kept for later ones (transformed weights). Other libraries are measured where they are
+installed (``pip install 'lrp-cli[peers]'``); "refuses" says that one cannot explain a network.
 
 ``--device cuda`` does the same on a GPU: times include the wait until it is done, memory is what torch takes of its,
 and products are as exact as single precision is, for all methods (torch would round the inputs of convolutions).
@@ -82,7 +82,15 @@ def operations(name: str, batch: int, wanted: str, device: str) -> dict[str, flo
 
 
 def times(name: str, batch: int, wanted: str, device: str, rounds: int) -> dict[str, float | str]:
-    """Time the methods in turn, and return medians as multiples of the baseline's."""
+    """Time the methods in a new process; return medians as multiples of the baseline's."""
+    given = [name, str(batch), wanted, device, str(rounds)]
+    command = [sys.executable, "-m", "tests.benchmarks.speed", "--times", *given]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return _relative(json.loads(done.stdout))
+
+
+def medians(name: str, batch: int, wanted: str, device: str, rounds: int) -> dict[str, float | str]:
+    """Time the methods in turn, and return medians in seconds."""
     keep_freed_memory()
     runs = _wanted(_methods(name, batch, device), wanted)
     taken: dict[str, list[float]] = {}
@@ -99,7 +107,7 @@ def times(name: str, batch: int, wanted: str, device: str, rounds: int) -> dict[
             runs[method]()
             _wait(device)
             seconds.append(time.perf_counter() - start)
-    return _relative({method: statistics.median(seconds) for method, seconds in taken.items()})
+    return {method: statistics.median(seconds) for method, seconds in taken.items()}
 
 
 def _warm_up(method: str, run: Method) -> None:
@@ -203,9 +211,15 @@ def main() -> None:
         "--json", action="store_true", help="print one JSON object a network and measurement, no tables"
     )
     parser.add_argument("--peak", nargs=3, metavar=("NETWORK", "BATCH", "METHOD"), help=argparse.SUPPRESS)
+    parser.add_argument("--times", nargs=5, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.peak:
         print(*peak(arguments.peak[0], int(arguments.peak[1]), arguments.peak[2], "cpu"))
+        return
+    if arguments.times:
+        name, batch, wanted, device, rounds = arguments.times
+        with exactly():
+            print(json.dumps(medians(name, int(batch), wanted, device, int(rounds))))
         return
     measures: dict[str, Callable[[str, int, str, str], Sequence[dict[str, float | str]]]] = {
         "operations": lambda *what: [operations(*what)],
