@@ -136,7 +136,7 @@ class Call:
 
     Attributes:
         step: what the plan says of it.
-        args, kwargs: its arguments, where it is a layer or belongs to one.
+        args, kwargs: its arguments, where it is a layer or belongs to one; None in place of the first, its input.
         producers: for each tensor among the arguments the number of the call that made it, None for constants.
         made: what its handler made of it, where it is a layer or belongs to one.
         is_non_negative, batch_dim: what is known of its result.
@@ -304,5 +304,4 @@ def _join(calls: Sequence[Call]) -> None:
     )
     for call, part in zip(calls, made, strict=True):
         is_first, is_last = call is calls[0], call is calls[-1]
-        args = (None, *call.args[1:])
-        call.step.member = Member(group, args, call.kwargs, part.compute, is_first, is_last, call.writes)
+        call.step.member = Member(group, call.args, call.kwargs, part.compute, is_first, is_last, call.writes)

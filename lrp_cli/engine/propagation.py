@@ -211,6 +211,7 @@ class Propagation:
         if draft is not None and not draft.is_new(keep=keep):
             draft = None
         run.books, run.keeps = Books(run.samples), keep
+        run.cache.begin_explanation()
         if self._trace is not None:
             self._trace.clear()
         run.draft = draft

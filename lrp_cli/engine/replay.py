@@ -52,7 +52,8 @@ class Recording(Interception):
         step = new_step(func, modules.running)
         call = Call(step, tuple(self._producer(tensor) for tensor in tensors_in((args, kwargs))))
         self._is_plain = self._is_plain and torch.is_grad_enabled() and hooks_in_force() is None
-        noted = tuple(copied(value) for value in args), {name: copied(value) for name, value in kwargs.items()}
+        # Without the first argument, the input, which may not be held any longer than the model holds it.
+        noted = (None, *(copied(value) for value in args[1:])), {name: copied(value) for name, value in kwargs.items()}
         made = self.run.made = []
         try:
             result = super().__torch_function__(func, types, args, kwargs)

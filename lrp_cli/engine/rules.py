@@ -306,18 +306,13 @@ class ZBox(Rule):
             raise EngineError(
                 "the z-box rule needs the bounds of its layer's input, and so is for the first layer only"
             )
-        layer, (low, high) = flow.map, flow.bounds
+        layer, x, (low, high) = flow.map, flow.x, flow.bounds
         positive, negative = layer.transformed("positive"), layer.transformed("negative")
 
-        def distances() -> tuple[Tensor, Tensor]:
-            return flow.x - low, flow.x - high
-
-        above, below = flow.once("distances", distances)
-
         def sum_of_terms() -> Tensor:
-            offset = flow.offset(None, self.stabiliser)
-            return layer.apply(above, positive, offset).add_(layer.apply(below, negative))
+            terms = layer.apply(x - low, positive, flow.offset(None, self.stabiliser))
+            return terms.add_(layer.apply(x - high, negative))
 
         s = shared_out(flow, "box", sum_of_terms, self.stabiliser, {})
-        received = above * flow.pull(s, positive)
-        return per_unit(received.addcmul_(below, flow.pull(s, negative)), flow.x)
+        received = (x - low).mul_(flow.pull(s, positive))
+        return per_unit(received.addcmul_(x - high, flow.pull(s, negative)), x)

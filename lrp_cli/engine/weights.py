@@ -51,26 +51,44 @@ def versions_of(tensors: Sequence[Tensor]) -> list[int]:
     return [_Steps.taken, *map(attrgetter("_version"), tensors)]
 
 
+SMALL = 2**20
+"""Bytes up to which a tensor is kept as soon as it is made."""
+
+
 @dataclass
 class _Derived:
-    """What was derived from one parameter: name -> (the parameter's state then, the tensor), and its bytes."""
+    """What was derived from one parameter.
+
+    Attributes:
+        parameter: the parameter.
+        tensors: name -> the parameter's state when the tensor was made, and the tensor.
+        bytes: of the tensors.
+        asked: name -> the explanation that asked first for a tensor that is not small.
+    """
 
     parameter: "ref[Tensor]"
     tensors: dict[Hashable, tuple[Hashable, Tensor]] = field(default_factory=dict)
     bytes: int = 0
+    asked: dict[Hashable, int] = field(default_factory=dict)
 
 
 class WeightCache:
     """Tensors derived from a parameter (its positive part, its square, ...), recomputed when the parameter changes.
 
-    A tensor that does not fit into ``limit_bytes`` any more is computed anew each time: in a cyclic order of use, which
-    is a network's, throwing out the oldest entry would throw out the one needed next.
+    Unless it is small, a tensor is kept once a second explanation asks for it: where there is one alone, keeping would
+    only take memory. A tensor that does not fit into ``limit_bytes`` any more is computed anew each time: in a cyclic
+    order of use, which is a network's, throwing out the oldest entry would throw out the one needed next.
     """
 
     def __init__(self, limit_bytes: int = 2**30) -> None:
         self.limit_bytes = limit_bytes
         self.used_bytes = 0
+        self._explanations = 0
         self._derived: dict[int, _Derived] = {}  # by id: tensors compare entry by entry
+
+    def begin_explanation(self) -> None:
+        """Note that what is asked for from now on is for another explanation."""
+        self._explanations += 1
 
     def get(self, parameter: Tensor, name: Hashable, compute: Callable[[], Tensor]) -> Tensor:
         """Return the tensor ``name`` derived from ``parameter``, from the cache where the parameter is unchanged.
@@ -90,7 +108,8 @@ class WeightCache:
             self._use(known, -derived.nbytes)
             del known.tensors[name]
         derived = compute()
-        if self.used_bytes + derived.nbytes <= self.limit_bytes:
+        is_awaited = derived.nbytes <= SMALL or known.asked.setdefault(name, self._explanations) < self._explanations
+        if is_awaited and self.used_bytes + derived.nbytes <= self.limit_bytes:
             known.tensors[name] = (state, derived)
             self._use(known, derived.nbytes)
         return derived

@@ -99,8 +99,29 @@ def test_an_explanation_takes_little_more_than_a_gradient(explanations: int, con
     assert peak(lambda: explainer.explain(X, 0)) <= at_most * peak(gradient_times_input)
 
 
-@pytest.mark.parametrize("config", ["epsilon", "epsilon-plus-flat", "epsilon-gamma-box"])
-def test_several_targets_share_one_tensor_a_layer(config: str) -> None:
+@pytest.mark.parametrize("config", ["epsilon", "epsilon-plus-flat", "epsilon-gamma-box", "epsilon-alpha2-beta1-flat"])
+def test_the_first_explanation_holds_no_results_that_the_model_let_go_of(config: str) -> None:
+    """Outputs of convolutions in front of batch norms, and large transformed weights."""
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for inputs in (3, 32, 32, 32):
+        layers += [nn.Conv2d(inputs, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU(inplace=True)]
+    wide = [nn.Conv2d(32, 1024, 3, stride=8), nn.ReLU(), nn.Conv2d(1024, 64, 3), nn.ReLU()]
+    model = nn.Sequential(*layers, *wide, nn.Flatten(), nn.Linear(64 * 36, 10)).eval().requires_grad_(False)
+
+    def gradient() -> None:
+        x = X.clone().requires_grad_()
+        torch.autograd.grad(model(x)[:, 0].sum(), x)
+
+    assert peak(lambda: Explainer(model, config, bounds=BOUNDS).explain(X, 0)) <= peak(gradient)
+
+
+@pytest.mark.parametrize(
+    ("config", "at_most"),
+    # The pixels, which z-box makes two sums of, are a larger part here than in a network with more channels.
+    [("epsilon", 1.5), ("epsilon-plus-flat", 1.5), ("epsilon-gamma-box", 1.6)],
+)
+def test_several_targets_share_one_tensor_a_layer(config: str, at_most: float) -> None:
     explainer = Explainer(NETWORK, config, bounds=BOUNDS)
 
     def explain() -> None:
@@ -110,7 +131,7 @@ def test_several_targets_share_one_tensor_a_layer(config: str) -> None:
 
     for _ in range(UNTIL_THEN):
         explain()
-    assert peak(explain) <= 1.5 * peak(gradient_times_input)
+    assert peak(explain) <= at_most * peak(gradient_times_input)
 
 
 @pytest.mark.parametrize("operation", ONLY_SHAPE, ids=lambda operation: operation.name())

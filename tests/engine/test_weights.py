@@ -12,6 +12,8 @@ from lrp_cli.engine import weights
 from lrp_cli.engine.rules import Gamma, ZPlus
 from lrp_cli.engine.weights import WeightCache, number_of
 
+TWO = torch.tensor([2.0])
+
 
 @pytest.fixture(autouse=True)
 def without_garbage_collector() -> Iterator[None]:
@@ -70,6 +72,25 @@ def test_entries_that_are_gone_make_room() -> None:
         cache.get(second, "double", lambda: calls.append(1) or second.detach() * 2)
     assert len(calls) == 3
     assert cache.used_bytes == 40
+
+
+def test_a_large_tensor_is_kept_from_the_second_explanation_on() -> None:
+    cache, parameter, calls = WeightCache(), nn.Parameter(torch.ones(weights.SMALL // 4 + 1)), []
+
+    def ask() -> None:
+        assert torch.equal(cache.get(parameter, "double", lambda: calls.append(1) or parameter.detach() * 2)[:1], TWO)
+
+    for explanation, made in enumerate([2, 3, 3]):  # asked twice in each
+        cache.begin_explanation()
+        ask()
+        ask()
+        assert len(calls) == made
+        assert cache.used_bytes == (0 if explanation == 0 else weights.SMALL + 4)
+    with torch.no_grad():
+        parameter.mul_(1)  # it is another one now, and is awaited all the same
+    ask()
+    ask()
+    assert len(calls) == 4
 
 
 def test_no_two_tensors_have_a_number() -> None:
