@@ -11,6 +11,13 @@ from lrp_cli.errors import ExitCode, LrpError
 
 def main() -> None:
     """Run the command line; an error is one line on stderr and an exit code, a traceback only with ``--debug``."""
+    try:
+        _main()
+    except KeyboardInterrupt:  # before signals are looked after, or when they no longer are
+        sys.exit(ExitCode.INTERRUPTED)
+
+
+def _main() -> None:
     from lrp_cli.cli.app import app
     from lrp_cli.cli.text import OutputClosed, printable
     from lrp_cli.runs.prefetch import RECORDER

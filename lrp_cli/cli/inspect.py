@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lrp_cli.cli import options
-from lrp_cli.cli.parsing import parse_threads
+from lrp_cli.cli.parsing import parse_preprocessing, parse_threads
 from lrp_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -32,6 +32,12 @@ def inspect(
         str, typer.Option("--target", "-t", metavar="predicted|INDEX|NAME", help="The class to explain.")
     ] = "predicted",
     labels: Annotated[Path | None, typer.Option("--labels", metavar="FILE", help="As for 'lrp explain'.")] = None,
+    fit: options.FitTo = options.Fit.CROP,
+    resize: options.Resize = None,
+    crop: options.Crop = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    interpolation: options.HowToResize = None,
     random_seed: Annotated[int, typer.Option("--random-seed", help="For random weights and pixels.")] = 0,
     dtype: options.DType = options.Precision.FLOAT32,
     on_unknown: Annotated[
@@ -49,6 +55,7 @@ def inspect(
     above, what is absorbed (by biases, stabilisers, constants), and what goes out. The last line holds the books:
     score = relevance at the pixels + absorbed.
     """
+    changes = parse_preprocessing(fit, resize, crop, mean, std, interpolation)
     thread_count = parse_threads(threads)
 
     from lrp_cli.explainer import Explainer
@@ -57,7 +64,7 @@ def inspect(
     from lrp_cli.runs.devices import use_precision, use_threads
 
     use_threads(thread_count)
-    loaded = load_model(model, weights, labels=labels, seed=random_seed)
+    loaded = load_model(model, weights, labels=labels, seed=random_seed, preprocessing=changes)
     index = _target(target, loaded)
     x = _sample(image, loaded, random_seed)
     products = use_precision(loaded.network, dtype.value)

@@ -33,7 +33,7 @@ class LoadedModel:
         labels: the name of each class.
         preprocessing: how a picture becomes the network's input.
         file: the checkpoint that the user gave, if any.
-        code: the user's own Python file that the network comes from; None where it is no such network.
+        code: the user's own Python files that the network comes from; none where it is no such network.
     """
 
     name: str
@@ -42,7 +42,7 @@ class LoadedModel:
     labels: tuple[str, ...]
     preprocessing: Preprocessing
     file: Path | None = None
-    code: Path | None = None
+    code: tuple[Path, ...] = ()
 
 
 def load_model(
@@ -94,7 +94,7 @@ def load_model(
         labels=_labels(architecture, published, labels, classes),
         preprocessing=chosen,
         file=file,
-        code=architecture.file if isinstance(architecture, OwnArchitecture) else None,
+        code=architecture.code if isinstance(architecture, OwnArchitecture) else (),
     )
 
 

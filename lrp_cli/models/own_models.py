@@ -5,8 +5,10 @@ name only files that you would run.
 """
 
 import importlib.util
+import os
 import re
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -64,6 +66,19 @@ class OwnArchitecture:
 
     def weights_file(self, weights: str, *, progress: bool) -> None:
         """Return None: the weights are the function's business."""
+
+    @property
+    def code(self) -> tuple[Path, ...]:
+        """The file, and what it has imported from its own directory so far, in order of their paths."""
+        folder = f"{self.file.resolve().parent}{os.sep}"
+        libraries = tuple(f"{sysconfig.get_path(name)}{os.sep}" for name in ("stdlib", "purelib", "platlib"))
+        files = {self.file.resolve()}
+        for name, module in [*sys.modules.items()]:
+            path = getattr(module, "__file__", None) or ""
+            is_neighbour = path.startswith(folder) and path.endswith(".py") and not path.startswith(libraries)
+            if is_neighbour and name.partition(".")[0] != "lrp_cli":
+                files.add(Path(path))
+        return tuple(sorted(files))
 
     def describe(self, weights: str) -> PublishedWeights:
         """Return that nothing is known before the file is run."""

@@ -64,6 +64,7 @@ def panel(
     probability: float | None = None,
     model: str = "",
     config: str = "",
+    in_colour: Image.Image | None = None,
     heatmap_colormap: str = HEATMAP_COLOURS,
     overlay_colormap: str = OVERLAY_COLOURS,
 ) -> Image.Image:
@@ -81,6 +82,7 @@ def panel(
         probability: of the class, in [0, 1], where there is one.
         model: name of the model.
         config: name of the rule config.
+        in_colour: the heatmap, where it shows more than the relevance, such as what the model did not see.
         heatmap_colormap: colour map of the heatmap and of the bar.
         overlay_colormap: colour map of the overlay.
 
@@ -94,7 +96,7 @@ def panel(
     size = (max(round(width * enlargement), 1), max(round(height * enlargement), 1))
     pictures = {
         "input": view.convert("RGB"),
-        "relevance": heatmap(pixels, colormap=heatmap_colormap),
+        "relevance": in_colour or heatmap(pixels, colormap=heatmap_colormap),
         "overlay": overlay(view, pixels, colormap=overlay_colormap),
     }
     middles = [_GAP + column * (_SIDE + _GAP) + _SIDE // 2 for column in range(3)]

@@ -65,13 +65,13 @@ class Network:
         self._crew.close()
 
     def raise_if_refused(self) -> None:
-        """Raise what stopped every single picture, if the engine could not explain any.
+        """Raise that the engine could explain none, if it could not; why, each picture's failure has said.
 
         Raises:
             EngineError: the model cannot be explained.
         """
         if self._refusals and not self._has_worked:
-            raise self._refusals[-1]
+            raise EngineError("no picture could be explained with this model, for what is said above")
 
     def _try(self, part: Sequence[Loaded]) -> list[Results] | None:
         """Return the results, or None where the part is to be tried again in smaller ones."""

@@ -91,4 +91,5 @@ class _Pictures:
             probability=explained.probability,
             model=explained.model,
             config=explained.config,
+            in_colour=shaded_heatmap(self._relevance) if self._is_whole else None,
         )

@@ -19,6 +19,7 @@ class Record:
         seed: what the relevance starts with: "logit", "one" or "probability".
         score: the explained score, which is the relevance that the output starts with: with the seed "logit" the
             target's logit, or of a contrast the difference.
+        logit: the target's logit, whatever the seed and what the target is held against.
         probability: softmax probability of the target.
         relevance_sum: the relevance that reached the pixels.
         absorbed_sum: the relevance that did not; ``score = relevance_sum + absorbed_sum``.
@@ -36,6 +37,7 @@ class Record:
     versus: int | str | None
     seed: str
     score: float
+    logit: float
     probability: float
     relevance_sum: float
     absorbed_sum: float

@@ -64,7 +64,7 @@ class Provenance:
         parameter = next(model.network.parameters(), None)
         self.values: dict[str, Any] = {
             "weights_sha256": _digest_of_own_weights(model) if model.file is None else _digest_of_file(model.file),
-            "code_sha256": model.code and _digest_of_file(model.code),
+            "code_sha256": _digest_of_files(model.code),
             "rules": config.resolved(),
             "rules_sha256": config.digest,
             "preprocessing": model.preprocessing.to_json(),
@@ -101,9 +101,15 @@ def _digest_of_file(file: Path) -> str:
         raise UsageError(f"cannot read {file}: {error.strerror or error}") from error
 
 
+def _digest_of_files(files: Sequence[Path]) -> str | None:
+    """Return the digest of a file, or of several in their order; None of none."""
+    digests = [_digest_of_file(file) for file in files]
+    return _sha256(" ".join(digests)) if len(digests) > 1 else next(iter(digests), None)
+
+
 def _digest_of_own_weights(model: LoadedModel) -> str | None:
     """Return a digest of parameters and buffers if they come from the user's own code, which may have them anywhere."""
-    if model.code is None:
+    if not model.code:
         return None
     digest = hashlib.sha256()
     for name, tensor in chain(model.network.named_parameters(), model.network.named_buffers()):

@@ -133,10 +133,11 @@ class Explaining:
         )
         relevance = _begin_to_fetch(explanation.relevance)
         probabilities = forward.logits.softmax(dim=1)
-        chosen = probabilities[torch.arange(len(pictures)), [score.target for score in scores]]
-        numbers = (explanation.scores, chosen, explanation.relevance_sum, explanation.absorbed_sum)
+        chosen = torch.arange(len(pictures)), [score.target for score in scores]
+        numbers = [explanation.scores, forward.logits[chosen], probabilities[chosen]]
+        numbers += [explanation.relevance_sum, explanation.absorbed_sum]
         # Here a GPU is waited for, and relevance has arrived, too.
-        score, probability, reached, absorbed = torch.stack([values.double() for values in numbers]).tolist()
+        score, logit, probability, reached, absorbed = torch.stack([values.double() for values in numbers]).tolist()
         maps = relevance.numpy()
         for place, (loaded, of) in enumerate(zip(pictures, scores, strict=True)):
             record = Record(
@@ -149,6 +150,7 @@ class Explaining:
                 versus=of.versus,
                 seed=self._settings.seed,
                 score=score[place],
+                logit=logit[place],
                 probability=probability[place],
                 relevance_sum=reached[place],
                 absorbed_sum=absorbed[place],

@@ -22,6 +22,7 @@ FIELDS = (
     "versus",
     "seed",
     "score",
+    "logit",
     "probability",
     "relevance_sum",
     "absorbed_sum",
@@ -72,6 +73,17 @@ def test_a_contrast_says_how_much_of_its_difference_reached_the_pixels(lrp, tmp_
     assert lrp("verify", tmp_path).code == 0
 
 
+def test_the_logit_is_recorded_whatever_the_relevance_starts_with(lrp, tmp_path: Path) -> None:
+    records = [
+        lrp.explain(CAT, "-o", tmp_path / name, "-t", target, "--seed", seed, "--json").records[0]
+        for name, target, seed in (("a", "1", "logit"), ("b", "1", "one"), ("c", "1 vs 2", "logit"))
+    ]
+    plain, one, contrast = records
+    assert plain["logit"] == plain["score"] == one["logit"]
+    assert one["score"] == pytest.approx(1)
+    assert contrast["logit"] == plain["logit"] != contrast["score"]
+
+
 def test_what_the_code_of_a_model_raises_is_said_to_be_its_failure(lrp, tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text(
         """
@@ -88,6 +100,8 @@ class Tired(torch.nn.Module):
     assert result.code == 5
     assert f"lrp: {CAT}: the model fails: AssertionError: no more" in result.err.splitlines()
     assert "report it" not in result.err
+    assert result.err.count("AssertionError") == 1
+    assert "no picture could be explained with this model" in result.err.splitlines()[-1]
 
 
 def test_a_class_that_no_layer_has_is_told(lrp, tmp_path: Path) -> None:

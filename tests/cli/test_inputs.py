@@ -131,6 +131,9 @@ def test_full_and_fit(lrp, tmp_path: Path, make_picture: Callable[..., Path]) ->
                 if kind == "heatmap":
                     corner = {image.getpixel((x, 20)) for x in range(12)}
                     assert (corner <= {(225,) * 3, (210,) * 3}) == (fit == "crop")
+        with Image.open(record["outputs"]["panel"]) as panel:  # 448 pixels for 120, in the middle of 1424
+            strip = {panel.getpixel((x, 126 + 74)) for x in range(496, 526)}
+            assert (strip <= {(225,) * 3, (210,) * 3}) == (fit == "crop")
         line = json.loads((tmp_path / fit / "manifest.jsonl").read_text())
         assert line["mapping"]["original"] == [120, 40]
         assert line["preprocessing"]["fit"] == fit

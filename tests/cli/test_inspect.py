@@ -53,6 +53,22 @@ def test_the_table_ends_with_the_books(lrp: Any) -> None:
     assert len(outcome.out.splitlines()) < len(lrp("inspect", CAT, "--all").out.splitlines())
 
 
+def test_what_the_network_sees_can_be_changed(lrp: Any, tmp_path: Path) -> None:
+    """As for lrp explain; networks of one's own may take one size only."""
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\ndef build():\n    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 4))\n"
+    )
+    own = (CAT, "--model", f"{tmp_path}/net.py:build", "--config", "epsilon")
+    found = inspected(lrp, *own, "--resize", "32", "--crop", "32", "--mean", "0,0,0", "--std", "1,1,1")
+    arguments = (*own, "--resize", "32", "--crop", "32", "--mean", "0,0,0", "--std", "1,1,1", "-o", tmp_path / "out")
+    (record,) = lrp("explain", *arguments, "--json").records
+    assert found["score"] == pytest.approx(record["score"], rel=1e-6)
+    assert inspected(lrp, *own, "--resize", "32", "--crop", "32")["score"] != pytest.approx(record["score"], rel=1e-3)
+    refused = lrp("inspect", *own)
+    assert refused.code == 3
+    assert "--resize and --crop set the size" in refused.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import typer
 
+from lrp_cli.__main__ import main
 from lrp_cli.cli.app import app
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,6 +25,17 @@ def commands(command: Any, name: str = "lrp") -> Iterator[tuple[str, Any]]:
 
 
 TREE = dict(commands(typer.main.get_command(app)))
+
+
+def test_an_interruption_before_anything_is_set_up_ends_quietly(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lrp_cli.__main__._main", interrupted)
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 130
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("name", TREE)

@@ -157,6 +157,27 @@ def test_an_own_network_that_was_changed_is_another_one(lrp, folder: Path) -> No
     assert explain_by(from_file) == []  # the code is the same
 
 
+def test_so_is_one_whose_neighbours_were_changed(lrp, folder: Path) -> None:
+    """What the file imports from its own directory; not what lies there, or is imported from elsewhere."""
+    (folder / "net.py").write_text("from parts.layers import build\n")
+    (folder / "parts").mkdir()
+    (folder / "parts/__init__.py").touch()
+    layers, unused = folder / "parts/layers.py", folder / "unused.py"
+
+    def explain_by(activation: str) -> list[str]:
+        layers.write_text(NETWORK.format(seed=0, activation=activation))
+        command = f"LRP explain {folder}/in -m {folder}/net.py:build -o {folder}/out --json"
+        result = lrp.shell(command)
+        assert result.returncode == 0, result.stderr
+        return [line for line in result.stderr.splitlines() if "3 skipped" in line]
+
+    assert not explain_by("ReLU")
+    unused.write_text("import torch\n")
+    assert explain_by("ReLU")
+    assert not explain_by("Tanh")
+    assert explain_by("Tanh")
+
+
 def test_other_kinds_of_outputs_join_those_that_are_there(lrp, folder: Path) -> None:
     assert skipped(explain(lrp, folder, "--save", "npy,overlay")) == []
     assert len(skipped(explain(lrp, folder, "--save", "npy"))) == 3
