@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import sys
 import unicodedata
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -121,8 +122,14 @@ def _digest(text: str) -> str:
 
 
 def slug(label: str) -> str:
-    """Return a class name as part of a file name: ``tiger cat`` becomes ``tiger_cat``; letters and digits only."""
+    """Return a class name as part of a file name: ``tiger cat`` becomes ``tiger_cat``; letters and digits only.
+
+    Where file names cannot hold a letter (with ASCII alone), it loses its accents, or is left out.
+    """
     letters = re.sub(r"[^\w]+", "_", unicodedata.normalize("NFKC", label)).strip("_").lower()
+    encoding = sys.getfilesystemencoding()
+    if letters.encode(encoding, "ignore").decode(encoding) != letters:
+        letters = unicodedata.normalize("NFKD", letters).encode(encoding, "ignore").decode(encoding)
     return letters.encode()[:LONGEST_LABEL].decode("utf-8", "ignore")
 
 

@@ -78,6 +78,12 @@ def test_names_are_safe_short_and_distinct(name: str) -> None:
             assert not path.name.startswith("-")
 
 
+def test_classes_lose_letters_that_file_names_cannot_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.getfilesystemencoding", lambda: "ascii")
+    names = [output_path(Path("o"), PurePath("c.jpg"), Score(index), ["Größe 1", "猫"], "npy").name for index in (0, 1)]
+    assert names == ["c.jpg.0_groe_1.npy", "c.jpg.1.npy"]
+
+
 def test_classes_are_named_by_letters_and_digits() -> None:
     names = [output_path(Path("o"), PurePath("c.jpg"), Score(index), LABELS, "npy").name for index in range(3)]
     assert names == ["c.jpg.0_tench.npy", "c.jpg.1_tiger_cat.npy", "c.jpg.2_très_étrange.npy"]
