@@ -52,6 +52,10 @@ def _main() -> None:
         _forget_stdout()
         if isinstance(error, OSError) and error.filename is None:
             _exit_with(f"cannot write to standard output: {error.strerror}", ExitCode.SOME_FAILED)
+        from lrp_cli.runs.memory import is_out_of_memory
+
+        if is_out_of_memory(error):
+            _exit_with("out of memory: close other programs, or take a smaller model", ExitCode.SOME_FAILED)
         what = f"{type(error).__name__}: {error}".splitlines()[0]
         _exit_with(f"unexpected error: {printable(what)} (--debug shows where; please report it)", ExitCode.SOME_FAILED)
 

@@ -76,12 +76,13 @@ class Explainer:
     """Explains a classifier by Layer-wise Relevance Propagation.
 
     The model is left exactly as it is: parameters, buffers, hooks, training flags and ``requires_grad``. It is run in
-    arithmetic as exact as its type (:mod:`lrp_cli.engine.exactness`), whatever torch is set to. Weights that a
-    rule transforms are kept from one explanation to the next, and made anew where a parameter was changed; a change
-    through ``parameter.data`` leaves no trace, so make a new explainer after one. A model that computes something else
-    for an input of the same shape than it did before is run a second time, once: state of its own counts on twice. The
-    Python of models that consist of torch's, torchvision's and timm's modules alone is not run any more after some
-    explanations of inputs of one shape (:mod:`lrp_cli.engine.programs`), for as long as they stay as they are.
+    arithmetic as exact as its type (:mod:`lrp_cli.engine.exactness`), whatever torch is set to. Weights that a rule
+    transforms are kept, large ones from the second explanation on, and made anew where a parameter was changed; a
+    change through ``parameter.data`` leaves no trace, so make a new explainer after one. A model that computes
+    something else for an input of the same shape than it did before is run a second time, once: state of its own counts
+    on twice. The Python of models that consist of torch's, torchvision's and timm's modules alone is not run any more
+    after some explanations of inputs of one shape (:mod:`lrp_cli.engine.programs`), for as long as they stay as they
+    are.
 
     Attributes:
         model: the model.

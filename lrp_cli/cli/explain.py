@@ -85,13 +85,15 @@ def explain(
         from lrp_cli.models import load_model
         from lrp_cli.runs.batches import Batches
         from lrp_cli.runs.devices import choose_device, use_precision, use_threads
-        from lrp_cli.runs.memory import keep_freed_memory
+        from lrp_cli.runs.memory import keep_freed_memory, refuse_what_there_is_not
         from lrp_cli.runs.session import Session
         from lrp_cli.runs.settings import Settings
 
         keep_freed_memory()
         use_threads(thread_count)
         chosen = choose_device(device)
+        if chosen.type == "cpu":
+            refuse_what_there_is_not()
         loaded = load_model(
             model, weights, labels=labels, seed=random_seed, preprocessing=changes, progress=progress.is_shown
         )

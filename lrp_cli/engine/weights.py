@@ -1,4 +1,4 @@
-"""Rule-transformed weights, computed once per model and kept within a bounded memory."""
+"""Rule-transformed weights: computed once per model, the large ones twice, and kept within a bounded memory."""
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
@@ -52,31 +52,23 @@ def versions_of(tensors: Sequence[Tensor]) -> list[int]:
 
 
 SMALL = 2**20
-"""Bytes up to which a tensor is kept as soon as it is made."""
+"""Bytes up to which a tensor is kept by the first explanation, too."""
 
 
 @dataclass
 class _Derived:
-    """What was derived from one parameter.
-
-    Attributes:
-        parameter: the parameter.
-        tensors: name -> the parameter's state when the tensor was made, and the tensor.
-        bytes: of the tensors.
-        asked: name -> the explanation that asked first for a tensor that is not small.
-    """
+    """What was derived from one parameter: name -> (the parameter's state then, the tensor), and its bytes."""
 
     parameter: "ref[Tensor]"
     tensors: dict[Hashable, tuple[Hashable, Tensor]] = field(default_factory=dict)
     bytes: int = 0
-    asked: dict[Hashable, int] = field(default_factory=dict)
 
 
 class WeightCache:
     """Tensors derived from a parameter (its positive part, its square, ...), recomputed when the parameter changes.
 
-    Unless it is small, a tensor is kept once a second explanation asks for it: where there is one alone, keeping would
-    only take memory. A tensor that does not fit into ``limit_bytes`` any more is computed anew each time: in a cyclic
+    What is not small is kept from the second explanation on: where there is one alone, keeping would only take memory.
+    A tensor that does not fit into ``limit_bytes`` any more is computed anew each time: in a cyclic
     order of use, which is a network's, throwing out the oldest entry would throw out the one needed next.
     """
 
@@ -108,7 +100,7 @@ class WeightCache:
             self._use(known, -derived.nbytes)
             del known.tensors[name]
         derived = compute()
-        is_awaited = derived.nbytes <= SMALL or known.asked.setdefault(name, self._explanations) < self._explanations
+        is_awaited = derived.nbytes <= SMALL or self._explanations > 1
         if is_awaited and self.used_bytes + derived.nbytes <= self.limit_bytes:
             known.tensors[name] = (state, derived)
             self._use(known, derived.nbytes)

@@ -8,7 +8,6 @@ import importlib.util
 import os
 import re
 import sys
-import sysconfig
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -28,6 +27,9 @@ from lrp_cli.models.architectures import PublishedWeights
 from lrp_cli.models.checkpoints import StateDict, fit
 
 OWN_WEIGHTS = "own"
+
+_LIBRARIES = frozenset(["site-packages", "dist-packages"])
+"""Folders that Python installs into, which a home directory or a project may have below it."""
 
 
 def find_own(model: str) -> "OwnArchitecture":
@@ -69,15 +71,18 @@ class OwnArchitecture:
 
     @property
     def code(self) -> tuple[Path, ...]:
-        """The file, and what it has imported from its own directory so far, in order of their paths."""
-        folder = f"{self.file.resolve().parent}{os.sep}"
-        libraries = tuple(f"{sysconfig.get_path(name)}{os.sep}" for name in ("stdlib", "purelib", "platlib"))
+        """The file, and what has been imported from its own directory so far, in order of their paths.
+
+        Installed libraries below it, and this one, are no part of it.
+        """
+        folder = self.file.resolve().parent
         files = {self.file.resolve()}
         for name, module in [*sys.modules.items()]:
-            path = getattr(module, "__file__", None) or ""
-            is_neighbour = path.startswith(folder) and path.endswith(".py") and not path.startswith(libraries)
-            if is_neighbour and name.partition(".")[0] != "lrp_cli":
-                files.add(Path(path))
+            path = vars(module).get("__file__") if isinstance(module, ModuleType) else None
+            if isinstance(path, str) and path.startswith(f"{folder}{os.sep}") and path.endswith(".py"):
+                parts = Path(path).relative_to(folder).parts
+                if not _LIBRARIES.intersection(parts) and name.partition(".")[0] != "lrp_cli":
+                    files.add(Path(path))
         return tuple(sorted(files))
 
     def describe(self, weights: str) -> PublishedWeights:

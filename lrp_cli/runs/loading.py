@@ -7,6 +7,7 @@ from lrp_cli.errors import ImageError, UsageError
 from lrp_cli.images.decoding import read_picture
 from lrp_cli.models import LoadedModel, Target, parse_target
 from lrp_cli.runs.files import sha256_of
+from lrp_cli.runs.memory import is_out_of_memory
 from lrp_cli.runs.pictures import Picture
 from lrp_cli.runs.records import Failure, Skipped
 from lrp_cli.runs.resume import Resume
@@ -40,6 +41,10 @@ class Loader:
             shown = str(picture.path)
             reason = str(error)
             return Failure(picture.path, reason if reason.startswith(shown) else f"{shown}: {reason}")
+        except (MemoryError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                return Failure(picture.path, f"{picture.path}: out of memory while it was read")
+            raise
 
     def _recorded(self, picture: Picture, settings: str) -> Skipped | None:
         name = picture.stem.as_posix()

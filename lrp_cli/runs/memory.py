@@ -1,10 +1,21 @@
-"""What becomes of memory between one tensor and the next."""
+"""What becomes of memory between one tensor and the next, and what is done where there is no more of it."""
 
+import contextlib
 import ctypes
+from pathlib import Path
+from typing import ClassVar
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # mallopt's numbers for them, from glibc's malloc.h
 _NEVER = 2**31 - 1
 _LARGEST = 2**30
+_BY_ITSELF = 2**18
+
+RESERVE, STEPS = 2**29, 4
+"""Bytes of free memory, at most, that are left for when it has run out, and in how many steps: for batches of another
+size oneDNN makes machine code anew, some 40 MB for a network."""
+
+_OUT_OF_MEMORY = "out of memory", "defaultcpuallocator", "can't start new thread", "could not create a primitive"
+"""What torch says of a GPU, and torch, Python and oneDNN where a processor's memory has run out; in small letters."""
 
 
 def keep_freed_memory() -> None:
@@ -25,3 +36,84 @@ def keep_freed_memory() -> None:
     mallopt(_MMAP_THRESHOLD, _LARGEST)
     mallopt(_TRIM_THRESHOLD, _NEVER)
     mallopt(_ARENA_MAX, 1)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory, a processor's or a GPU's, has run out."""
+    said = str(error).lower()
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in said for words in _OUT_OF_MEMORY)
+    )
+
+
+def make_room() -> None:
+    """Have the process keep no freed memory any more, and allow for a little more memory than before.
+
+    What has failed leaves the memory in pieces, which serve smaller tensors, but no new machine code and no threads.
+    """
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # not glibc
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_MMAP_THRESHOLD, _BY_ITSELF)
+        libc.mallopt(_TRIM_THRESHOLD, _BY_ITSELF)
+        libc.malloc_trim(0)
+    if _Limit.steps:
+        _Limit.set(_Limit.bytes + _Limit.steps.pop())
+
+
+class _Limit:
+    """The limit that this process has set itself, in bytes; and what is added to it each time that memory runs out."""
+
+    bytes = -1
+    steps: ClassVar[list[int]] = []
+
+    @classmethod
+    def set(cls, most: int) -> None:
+        """Set the limit, unless somebody else has set a lower one."""
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        is_ours = soft in {resource.RLIM_INFINITY, cls.bytes}
+        if (is_ours or soft > most) and (hard == resource.RLIM_INFINITY or most <= hard):
+            resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
+            cls.bytes = most
+
+
+def refuse_what_there_is_not() -> None:
+    """Have allocations fail once the memory that is free now is used up: a run can go on with smaller batches then.
+
+    Linux promises more memory than there is, and kills who uses it. On other systems nothing is done.
+    """
+    with contextlib.suppress(ImportError, OSError, ValueError):  # no Linux, or one that does not tell
+        free, used = free_memory(), _kibibytes(Path("/proc/self/status"), "VmData")
+        reserve = min(RESERVE, free // 2)
+        _Limit.set(used + free - reserve)
+        _Limit.steps = [reserve // STEPS] * STEPS
+
+
+def free_memory() -> int:
+    """Return how many bytes of memory this process may take besides what it has.
+
+    Raises:
+        OSError, ValueError: the system does not tell as Linux does.
+    """
+    system = Path("/proc/meminfo")
+    free = _kibibytes(system, "MemAvailable") + _kibibytes(system, "SwapFree")
+    group = Path("/sys/fs/cgroup")  # a container's own; "max" where it has no limit
+    with contextlib.suppress(OSError, ValueError):
+        most, taken = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+        free = min(free, most - taken + _cached(group / "memory.stat"))
+    return max(free, 0)
+
+
+def _kibibytes(file: Path, name: str) -> int:
+    """Return the bytes that a line such as ``VmData:  1024 kB`` tells."""
+    for line in file.read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    raise ValueError(f"{file} does not tell {name}")
+
+
+def _cached(statistics: Path) -> int:
+    """Return how many bytes of a group's memory hold files, and are given back when they are asked for."""
+    lines = dict(line.split() for line in statistics.read_text().splitlines())
+    return int(lines.get("inactive_file", 0))

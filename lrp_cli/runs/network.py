@@ -13,6 +13,7 @@ from lrp_cli.explainer import Explainer
 from lrp_cli.models import LoadedModel
 from lrp_cli.runs.batches import Batches
 from lrp_cli.runs.crew import Crew
+from lrp_cli.runs.memory import is_out_of_memory, make_room
 from lrp_cli.runs.settings import Settings
 from lrp_cli.runs.shares import Explaining, Loaded, Results, Share, failure
 from lrp_cli.runs.turns import usable_cores
@@ -71,7 +72,9 @@ class Network:
             EngineError: the model cannot be explained.
         """
         if self._refusals and not self._has_worked:
-            raise EngineError("no picture could be explained with this model, for what is said above")
+            raise EngineError("no picture of this run could be explained, for what is said above") from self._refusals[
+                -1
+            ]
 
     def _try(self, part: Sequence[Loaded]) -> list[Results] | None:
         """Return the results, or None where the part is to be tried again in smaller ones."""
@@ -88,10 +91,11 @@ class Network:
         else:
             self._has_worked = True
             return results
-        if _is_out_of_memory(problem):
+        if is_out_of_memory(problem):
             problem.__context__ = problem.__cause__ = None  # they hold tensors, too
             if self._settings.device.type == "cuda":
                 torch.cuda.empty_cache()
+            make_room()
             if len(part) > 1:
                 if not self._has_shrunk:
                     self.notes.append("out of memory: going on with smaller batches (--batch-size sets their size)")
@@ -138,10 +142,3 @@ class Network:
             return [whole]
         shares = [whole.part(first, first + size) for first in range(0, len(part), size)]
         return [whole] if any(self._explaining.outlook(share) is Outlook.NEVER for share in shares) else shares
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    said = str(error)
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and ("out of memory" in said.lower() or "DefaultCPUAllocator" in said)
-    )

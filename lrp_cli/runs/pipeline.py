@@ -1,7 +1,6 @@
 """A run: pictures are decoded ahead, explained in batches, and drawn, written and recorded behind, in order."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from typing import TypeAlias
@@ -14,7 +13,7 @@ from lrp_cli.runs.loading import Loader
 from lrp_cli.runs.network import Network
 from lrp_cli.runs.outputs import draw
 from lrp_cli.runs.pictures import Picture
-from lrp_cli.runs.prefetch import Behind, in_order
+from lrp_cli.runs.prefetch import Behind, in_order, threads_at_work
 from lrp_cli.runs.recording import Recorder
 from lrp_cli.runs.records import Failure, Outcome, Record
 from lrp_cli.runs.settings import Settings
@@ -72,7 +71,7 @@ class Pipeline:
 
         with (
             closing(self._network),
-            ThreadPoolExecutor(THREADS, thread_name_prefix="lrp-read") as readers,
+            threads_at_work(THREADS, "lrp-read") as readers,
             Behind(
                 self._draw, self._write, lambda group: sink(record(group)), threads=THREADS, ahead=ahead, late=record
             ) as behind,
@@ -133,6 +132,8 @@ class Pipeline:
             return result
         try:
             return Drawn(result.record, draw(result.explained, result.record.outputs))
+        except MemoryError:
+            return _failed(result.record, LrpError("out of memory while it was drawn"))
         except LrpError as error:
             return _failed(result.record, error)
 

@@ -24,6 +24,15 @@ Intermediate = TypeVar("Intermediate")
 Result = TypeVar("Result")
 
 
+def threads_at_work(count: int, name: str) -> ThreadPoolExecutor:
+    """Return an executor whose threads have begun: later, where memory has run out, none could."""
+    executor = ThreadPoolExecutor(count, thread_name_prefix=name)
+    all_there = threading.Barrier(count)
+    for future in [executor.submit(all_there.wait) for _ in range(count)]:
+        future.result()
+    return executor
+
+
 def in_order(
     executor: Executor, work: Callable[[Item], Result], items: Iterable[Item], ahead: int
 ) -> Generator[Result]:
@@ -71,8 +80,8 @@ class Behind(Generic[Item, Intermediate, Result]):
         self._write = write
         self._sink = sink
         self._late = late
-        self._drawers = ThreadPoolExecutor(threads, thread_name_prefix="lrp-draw")
-        self._writers = ThreadPoolExecutor(threads, thread_name_prefix="lrp-write")
+        self._drawers = threads_at_work(threads, "lrp-draw")
+        self._writers = threads_at_work(threads, "lrp-write")
         self._drawing: list[Future[Intermediate]] = []
         self._queue: queue.Queue[tuple[Future[Intermediate], Future[Result]] | None] = queue.Queue(ahead)
         self._problem: BaseException | None = None

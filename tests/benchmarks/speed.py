@@ -6,9 +6,9 @@
 Operations are counted by torch's FlopCounterMode: exact, and the same on every machine. Times are medians of runs that
 take turns in one process, so that what else the machine does hits all alike, a new one for each network and batch; it
 keeps the memory of tensors that are gone, as that of ``lrp explain`` does, which helps all. Memory is the peak of a
-process that explains, above what it held before, each tensor in memory of its own: in a later explanation, and in the
-first one, which makes what is kept for later ones (transformed weights). Other libraries are measured where they are
-installed (``pip install 'lrp-cli[peers]'``); "refuses" says that one cannot explain a network.
+process that explains, above what it held before, each tensor in memory of its own: in the first explanation, in the
+second one, which makes what is kept for later ones (large transformed weights), and in a later one. Other libraries are
+measured where they are installed (``pip install 'lrp-cli[peers]'``); "refuses" says that one cannot explain a network.
 
 ``--device cuda`` does the same on a GPU: times include the wait until it is done, memory is what torch takes of its,
 and products are as exact as single precision is, for all methods (torch would round the inputs of convolutions).
@@ -86,7 +86,7 @@ def times(name: str, batch: int, wanted: str, device: str, rounds: int) -> dict[
     given = [name, str(batch), wanted, device, str(rounds)]
     command = [sys.executable, "-m", "tests.benchmarks.speed", "--times", *given]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return _relative(json.loads(done.stdout))
+    return _relative(json.loads(done.stdout.splitlines()[-1]))  # a library may print, too
 
 
 def medians(name: str, batch: int, wanted: str, device: str, rounds: int) -> dict[str, float | str]:
@@ -116,11 +116,11 @@ def _warm_up(method: str, run: Method) -> None:
 
 
 def memory(name: str, batch: int, wanted: str, device: str) -> list[dict[str, float | str]]:
-    """Measure each method's peak memory, on a processor in a process of its own: of a first and a later explanation."""
-    found: list[dict[str, float | str]] = [{}, {}]
+    """Measure each method's peak memory (:func:`peak`), on a processor in a process of its own."""
+    found: list[dict[str, float | str]] = [{}, {}, {}]
     for method in _wanted(_methods(name, 1, "cpu"), wanted):
         peaks = _peaks(name, batch, method) if device == "cpu" else peak(name, batch, method, device)
-        for which in (0, 1):
+        for which in range(3):
             found[which][method] = peaks[which] if peaks else "refuses"
     return [_relative(peaks) for peaks in found]
 
@@ -142,8 +142,8 @@ def _peaks(name: str, batch: int, method: str) -> Sequence[float]:
     return [float(word) for word in done.stdout.split()] if done.returncode == 0 else []
 
 
-def peak(name: str, batch: int, method: str, device: str) -> tuple[float, float]:
-    """Return the growth of peak memory, this process's or a GPU's, by a first explanation and by a later one."""
+def peak(name: str, batch: int, method: str, device: str) -> tuple[float, float, float]:
+    """Return the growth of peak memory, this process's or a GPU's, by a first, a second and a later explanation."""
     run = _methods(name, batch, device, apart=False)[method]
     growth: list[float] = []
     for _ in range(WARM + 1):
@@ -151,7 +151,7 @@ def peak(name: str, batch: int, method: str, device: str) -> tuple[float, float]
         before = _peak(device)
         run()
         growth.append(_peak(device) - before)
-    return growth[0], growth[-1]
+    return growth[0], growth[1], growth[-1]
 
 
 def _release(device: str) -> None:
@@ -226,7 +226,7 @@ def main() -> None:
         "time": lambda *what: [times(*what, arguments.rounds)],
         "memory": memory,
     }
-    titles = {"memory": ["Peak memory of the first explanation", "Peak memory of a later explanation"]}
+    titles = {"memory": [f"Peak memory of {which} explanation" for which in ("the first", "the second", "a later")]}
     for what in arguments.measure:
         for batch in arguments.batches:
             tables: dict[str, dict[str, dict[str, float | str]]] = {}

@@ -101,7 +101,7 @@ class Tired(torch.nn.Module):
     assert f"lrp: {CAT}: the model fails: AssertionError: no more" in result.err.splitlines()
     assert "report it" not in result.err
     assert result.err.count("AssertionError") == 1
-    assert "no picture could be explained with this model" in result.err.splitlines()[-1]
+    assert "no picture of this run could be explained" in result.err.splitlines()[-1]
 
 
 def test_a_class_that_no_layer_has_is_told(lrp, tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def test_the_first_explanation_holds_no_results_that_the_model_let_go_of(config:
     """Outputs of convolutions in front of batch norms, and large transformed weights."""
     torch.manual_seed(0)
     layers: list[nn.Module] = []
-    for inputs in (3, 32, 32, 32):
+    for inputs in (3, *[32] * 8):
         layers += [nn.Conv2d(inputs, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU(inplace=True)]
     wide = [nn.Conv2d(32, 1024, 3, stride=8), nn.ReLU(), nn.Conv2d(1024, 64, 3), nn.ReLU()]
     model = nn.Sequential(*layers, *wide, nn.Flatten(), nn.Linear(64 * 36, 10)).eval().requires_grad_(False)
@@ -113,7 +113,7 @@ def test_the_first_explanation_holds_no_results_that_the_model_let_go_of(config:
         x = X.clone().requires_grad_()
         torch.autograd.grad(model(x)[:, 0].sum(), x)
 
-    assert peak(lambda: Explainer(model, config, bounds=BOUNDS).explain(X, 0)) <= peak(gradient)
+    assert peak(lambda: Explainer(model, config, bounds=BOUNDS).explain(X, 0)) <= 0.8 * peak(gradient)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from torch import nn
 from lrp_cli.engine import weights
 from lrp_cli.engine.rules import Gamma, ZPlus
 from lrp_cli.engine.weights import WeightCache, number_of
+from lrp_cli.explainer import Explainer
 
 TWO = torch.tensor([2.0])
 
@@ -86,11 +87,21 @@ def test_a_large_tensor_is_kept_from_the_second_explanation_on() -> None:
         ask()
         assert len(calls) == made
         assert cache.used_bytes == (0 if explanation == 0 else weights.SMALL + 4)
-    with torch.no_grad():
-        parameter.mul_(1)  # it is another one now, and is awaited all the same
-    ask()
-    ask()
-    assert len(calls) == 4
+    other = nn.Parameter(torch.ones(weights.SMALL // 4 + 1))
+    cache.get(other, "triple", lambda: other.detach() * 3)  # what is asked for late is kept at once
+    assert cache.used_bytes == 2 * (weights.SMALL + 4)
+
+
+@pytest.mark.parametrize("config", ["epsilon-plus", "epsilon-alpha2-beta1"])
+def test_an_explainer_keeps_large_tensors_once_it_explains_again(config: str) -> None:
+    model = seeded(lambda: nn.Sequential(nn.Conv2d(3, 1024, 16), nn.ReLU(), nn.Flatten(), nn.Linear(1024, 4))).float()
+    explainer, x, kept = Explainer(model, config), torch.rand(1, 3, 16, 16), []
+    for _ in range(3):
+        explainer.explain(x)
+        kept.append(explainer._cache.used_bytes)
+    large = 3 * 1024 * 16 * 16 * 4
+    assert large > weights.SMALL
+    assert kept[0] < large <= kept[1] == kept[2]
 
 
 def test_no_two_tensors_have_a_number() -> None:

@@ -2,6 +2,7 @@ import subprocess
 import sys
 from pathlib import Path
 from textwrap import dedent
+from types import ModuleType
 
 import pytest
 import torch
@@ -92,6 +93,20 @@ def test_the_file_may_import_its_neighbours_and_define_dataclasses(tmp_path: Pat
     before = list(sys.path)
     assert len(load_model(f"{file}:Net").labels) == 6
     assert sys.path == before
+
+
+def test_the_code_is_the_file_and_its_neighbours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not what is installed below its directory, whatever else there is among Python's modules."""
+    (tmp_path / "net.py").write_text("import torch\ndef build():\n    return torch.nn.Flatten()\n")
+    files = {"neighbour": "parts/layers.py", "library": "venv/lib/site-packages/library.py", "odd": Path("odd.py")}
+    for name, file in files.items():
+        module = ModuleType(name)
+        module.__file__ = tmp_path / file if isinstance(file, Path) else str(tmp_path / file)  # type: ignore[assignment]
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setitem(sys.modules, "strange", object())  # type: ignore[arg-type]
+    loaded = load_model(f"{tmp_path / 'net.py'}:build")
+    assert loaded.code == (tmp_path / "net.py", tmp_path / "parts/layers.py")
+    assert load_model("squeezenet1_1", "random").code == ()
 
 
 def test_two_files_of_one_name_are_two_modules(tmp_path: Path) -> None:

@@ -114,6 +114,44 @@ def test_one_picture_that_cannot_be_explained_does_not_spoil_its_neighbours(
     )
 
 
+SCARCE = """
+import sys
+from lrp_cli.runs import memory
+free = int(sys.argv.pop(1)) * 2**20
+memory.free_memory = lambda: free
+from lrp_cli.__main__ import main
+main()
+"""
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="elsewhere nothing is limited")
+@pytest.mark.parametrize(
+    ("mebibytes", "options", "code", "said"),
+    [
+        (2500, ("-b", "12"), 0, "12 pictures explained"),
+        (500, ("-b", "12"), 0, "out of memory: going on with smaller batches"),
+        (1000, ("--resize", "4000", "--crop", "4000"), 1, "1.png: out of memory"),
+        (200, ("--model", "vgg16", "--weights", "random"), 1, "lrp: out of memory"),
+    ],
+)
+def test_memory_that_there_is_not_is_refused_and_not_promised(
+    mebibytes: int, options: tuple[str, ...], code: int, said: str, tmp_path: Path, make_picture: Make
+) -> None:
+    """Linux would go on until it has to kill the process."""
+    for number in range(12 if "-b" in options else 2):
+        make_picture(tmp_path / f"in/{number}.png", number)
+    command = [sys.executable, "-c", SCARCE, str(mebibytes), "explain", str(tmp_path / "in"), *options]
+    done = subprocess.run(
+        [*command, "-o", str(tmp_path / "out")], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    if code == 0:
+        assert len(list((tmp_path / "out").glob("*.npy"))) == 12
+        assert ("smaller batches" in done.stderr) == (mebibytes == 500)
+
+
 SCRIPT = """
 import json, sys
 from pathlib import Path
