@@ -25,11 +25,20 @@ Result = TypeVar("Result")
 
 
 def threads_at_work(count: int, name: str) -> ThreadPoolExecutor:
-    """Return an executor whose threads have begun: later, where memory has run out, none could."""
+    """Return an executor whose threads have begun: later, where memory has run out, none could.
+
+    Raises:
+        RuntimeError: a thread cannot be started.
+    """
     executor = ThreadPoolExecutor(count, thread_name_prefix=name)
     all_there = threading.Barrier(count)
-    for future in [executor.submit(all_there.wait) for _ in range(count)]:
-        future.result()
+    try:
+        for future in [executor.submit(all_there.wait) for _ in range(count)]:
+            future.result()
+    except BaseException:
+        all_there.abort()  # those that wait would wait for ever
+        executor.shutdown(wait=False)
+        raise
     return executor
 
 

@@ -4,6 +4,7 @@ import json
 import platform
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from PIL import Image
 
 from lrp_cli.errors import ConfigError, EngineError
 from lrp_cli.explainer import Explainer
+from lrp_cli.runs.prefetch import threads_at_work
 
 Make = Callable[..., Path]
 ROOT = Path(__file__).resolve().parents[2]
@@ -112,6 +114,28 @@ def test_one_picture_that_cannot_be_explained_does_not_spoil_its_neighbours(
     assert [record["score"] for record in result.records] == pytest.approx(
         [record["score"] for record in expected], rel=1e-4
     )
+
+
+def test_threads_that_cannot_all_be_started_do_not_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    start, started = threading.Thread.start, []
+
+    def scarce(self: threading.Thread) -> None:
+        if len(started) == 2:
+            raise RuntimeError("can't start new thread")
+        started.append(self)
+        start(self)
+
+    monkeypatch.setattr(threading.Thread, "start", scarce)
+    with pytest.raises(RuntimeError, match="new thread"):
+        threads_at_work(3, "scarce")
+    for thread in started:
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def test_threads_have_begun_when_they_are_asked_for() -> None:
+    with threads_at_work(3, "begun"):
+        assert sum(thread.name.startswith("begun") for thread in threading.enumerate()) == 3
 
 
 SCARCE = """
