@@ -14,6 +14,9 @@ RESERVE, STEPS = 2**29, 4
 """Bytes of free memory, at most, that are left for when it has run out, and in how many steps: for batches of another
 size oneDNN makes machine code anew, some 40 MB for a network."""
 
+GROUP = Path("/sys/fs/cgroup")
+"""What a container may take, in files; memory.max says "max", or is not there, where it has no limit."""
+
 _OUT_OF_MEMORY = "out of memory", "defaultcpuallocator", "can't start new thread", "could not create a primitive"
 """What torch says of a GPU, and torch, Python and oneDNN where a processor's memory has run out; in small letters."""
 
@@ -98,10 +101,9 @@ def free_memory() -> int:
     """
     system = Path("/proc/meminfo")
     free = _kibibytes(system, "MemAvailable") + _kibibytes(system, "SwapFree")
-    group = Path("/sys/fs/cgroup")  # a container's own; "max" where it has no limit
     with contextlib.suppress(OSError, ValueError):
-        most, taken = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
-        free = min(free, most - taken + _cached(group / "memory.stat"))
+        most, taken = (int((GROUP / name).read_text()) for name in ("memory.max", "memory.current"))
+        free = min(free, most - taken + _cached(GROUP / "memory.stat"))
     return max(free, 0)
 
 
@@ -116,4 +118,4 @@ def _kibibytes(file: Path, name: str) -> int:
 def _cached(statistics: Path) -> int:
     """Return how many bytes of a group's memory hold files, and are given back when they are asked for."""
     lines = dict(line.split() for line in statistics.read_text().splitlines())
-    return int(lines.get("inactive_file", 0))
+    return sum(int(lines.get(name, 0)) for name in ("inactive_file", "active_file", "slab_reclaimable"))

@@ -14,6 +14,7 @@ from PIL import Image
 
 from lrp_cli.errors import ConfigError, EngineError
 from lrp_cli.explainer import Explainer
+from lrp_cli.runs import memory
 from lrp_cli.runs.prefetch import threads_at_work
 
 Make = Callable[..., Path]
@@ -114,6 +115,26 @@ def test_one_picture_that_cannot_be_explained_does_not_spoil_its_neighbours(
     assert [record["score"] for record in result.records] == pytest.approx(
         [record["score"] for record in expected], rel=1e-4
     )
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="elsewhere nothing is limited")
+def test_a_container_s_limit_counts_and_its_cached_files_do_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "GROUP", tmp_path)
+    without = memory.free_memory()
+    assert without > 10 * 2**20
+    for name, content in (
+        ("memory.current", str(90 * 2**20)),
+        ("memory.stat", f"anon 1\ninactive_file {3 * 2**20}\nactive_file {2 * 2**20}\nslab_reclaimable {2**20}\n"),
+    ):
+        (tmp_path / name).write_text(content)
+    (tmp_path / "memory.max").write_text(str(94 * 2**20))
+    assert memory.free_memory() == 10 * 2**20
+    (tmp_path / "memory.max").write_text(str(80 * 2**20))
+    assert memory.free_memory() == 0
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory.free_memory() > 10 * 2**20
 
 
 def test_threads_that_cannot_all_be_started_do_not_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
