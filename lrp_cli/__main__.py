@@ -20,6 +20,7 @@ def main() -> None:
 def _main() -> None:
     from lrp_cli.cli.app import app
     from lrp_cli.cli.text import OutputClosed, printable
+    from lrp_cli.runs.memory import is_out_of_memory
     from lrp_cli.runs.prefetch import RECORDER
     from lrp_cli.runs.signals import Interrupted, interruptible
 
@@ -52,8 +53,6 @@ def _main() -> None:
         _forget_stdout()
         if isinstance(error, OSError) and error.filename is None:
             _exit_with(f"cannot write to standard output: {error.strerror}", ExitCode.SOME_FAILED)
-        from lrp_cli.runs.memory import is_out_of_memory
-
         if is_out_of_memory(error):
             _exit_with("out of memory: close other programs, or take a smaller model", ExitCode.SOME_FAILED)
         what = f"{type(error).__name__}: {error}".splitlines()[0]

@@ -85,7 +85,7 @@ def explain(
         from lrp_cli.models import load_model
         from lrp_cli.runs.batches import Batches
         from lrp_cli.runs.devices import choose_device, use_precision, use_threads
-        from lrp_cli.runs.memory import keep_freed_memory, refuse_what_there_is_not
+        from lrp_cli.runs.memory import keep_freed_memory, limit_to_free_memory
         from lrp_cli.runs.session import Session
         from lrp_cli.runs.settings import Settings
 
@@ -93,7 +93,7 @@ def explain(
         use_threads(thread_count)
         chosen = choose_device(device)
         if chosen.type == "cpu":
-            refuse_what_there_is_not()
+            limit_to_free_memory()
         loaded = load_model(
             model, weights, labels=labels, seed=random_seed, preprocessing=changes, progress=progress.is_shown
         )

@@ -68,8 +68,8 @@ class WeightCache:
     """Tensors derived from a parameter (its positive part, its square, ...), recomputed when the parameter changes.
 
     What is not small is kept from the second explanation on: where there is one alone, keeping would only take memory.
-    A tensor that does not fit into ``limit_bytes`` any more is computed anew each time: in a cyclic
-    order of use, which is a network's, throwing out the oldest entry would throw out the one needed next.
+    A tensor that does not fit into ``limit_bytes`` any more is computed anew each time: in a cyclic order of use, which
+    is a network's, throwing out the oldest entry would throw out the one needed next.
     """
 
     def __init__(self, limit_bytes: int = 2**30) -> None:

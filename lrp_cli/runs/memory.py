@@ -8,7 +8,7 @@ from typing import ClassVar
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # mallopt's numbers for them, from glibc's malloc.h
 _NEVER = 2**31 - 1
 _LARGEST = 2**30
-_BY_ITSELF = 2**18
+_TAKEN_BACK = 2**18  # bytes from which on memory is handed back at once
 
 RESERVE, STEPS = 2**29, 4
 """Bytes of free memory, at most, that are left for when it has run out, and in how many steps: for batches of another
@@ -56,32 +56,34 @@ def make_room() -> None:
     """
     with contextlib.suppress(AttributeError, OSError, TypeError):  # not glibc
         libc = ctypes.CDLL(None)
-        libc.mallopt(_MMAP_THRESHOLD, _BY_ITSELF)
-        libc.mallopt(_TRIM_THRESHOLD, _BY_ITSELF)
+        libc.mallopt(_MMAP_THRESHOLD, _TAKEN_BACK)
+        libc.mallopt(_TRIM_THRESHOLD, _TAKEN_BACK)
         libc.malloc_trim(0)
     if _Limit.steps:
-        _Limit.set(_Limit.bytes + _Limit.steps.pop())
+        _Limit.set(_Limit.most + _Limit.steps.pop())
 
 
 class _Limit:
     """The limit that this process has set itself, in bytes; and what is added to it each time that memory runs out."""
 
-    bytes = -1
+    most = -1
     steps: ClassVar[list[int]] = []
 
     @classmethod
-    def set(cls, most: int) -> None:
-        """Set the limit, unless somebody else has set a lower one."""
+    def set(cls, most: int) -> bool:
+        """Set the limit, unless somebody else has set a lower one; return whether it is set."""
         import resource
 
         soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        is_ours = soft in {resource.RLIM_INFINITY, cls.bytes}
-        if (is_ours or soft > most) and (hard == resource.RLIM_INFINITY or most <= hard):
-            resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
-            cls.bytes = most
+        is_ours = soft in {resource.RLIM_INFINITY, cls.most}
+        if not (is_ours or soft > most) or (hard != resource.RLIM_INFINITY and most > hard):
+            return False
+        resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
+        cls.most = most
+        return True
 
 
-def refuse_what_there_is_not() -> None:
+def limit_to_free_memory() -> None:
     """Have allocations fail once the memory that is free now is used up: a run can go on with smaller batches then.
 
     Linux promises more memory than there is, and kills who uses it. On other systems nothing is done.
@@ -89,8 +91,8 @@ def refuse_what_there_is_not() -> None:
     with contextlib.suppress(ImportError, OSError, ValueError):  # no Linux, or one that does not tell
         free, used = free_memory(), _kibibytes(Path("/proc/self/status"), "VmData")
         reserve = min(RESERVE, free // 2)
-        _Limit.set(used + free - reserve)
-        _Limit.steps = [reserve // STEPS] * STEPS
+        if _Limit.set(used + free - reserve):
+            _Limit.steps = [reserve // STEPS] * STEPS
 
 
 def free_memory() -> int:

@@ -95,7 +95,8 @@ class Network:
             problem.__context__ = problem.__cause__ = None  # they hold tensors, too
             if self._settings.device.type == "cuda":
                 torch.cuda.empty_cache()
-            make_room()
+            else:
+                make_room()
             if len(part) > 1:
                 if not self._has_shrunk:
                     self.notes.append("out of memory: going on with smaller batches (--batch-size sets their size)")

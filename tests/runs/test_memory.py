@@ -122,8 +122,7 @@ def test_a_container_s_limit_counts_and_its_cached_files_do_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, "GROUP", tmp_path)
-    without = memory.free_memory()
-    assert without > 10 * 2**20
+    assert memory.free_memory() > 10 * 2**20
     for name, content in (
         ("memory.current", str(90 * 2**20)),
         ("memory.stat", f"anon 1\ninactive_file {3 * 2**20}\nactive_file {2 * 2**20}\nslab_reclaimable {2**20}\n"),
@@ -135,6 +134,33 @@ def test_a_container_s_limit_counts_and_its_cached_files_do_not(
     assert memory.free_memory() == 0
     (tmp_path / "memory.max").write_text("max\n")
     assert memory.free_memory() > 10 * 2**20
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="elsewhere nothing is limited")
+@pytest.mark.parametrize("own", [None, 2**32], ids=["no limit", "a lower limit"])
+def test_a_limit_of_the_user_s_own_stays(own: int | None) -> None:
+    code = f"""
+import resource
+from lrp_cli.runs import memory
+own, hard = {own}, resource.getrlimit(resource.RLIMIT_DATA)[1]
+if own:
+    resource.setrlimit(resource.RLIMIT_DATA, (own, hard))
+memory.free_memory = lambda: 2**33
+limits = []
+for step in memory.limit_to_free_memory, memory.make_room, memory.limit_to_free_memory, memory.make_room:
+    step()
+    limits.append(resource.getrlimit(resource.RLIMIT_DATA)[0])
+print(*limits)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    first, second, third, fourth = map(int, done.stdout.split())
+    if own:
+        assert {first, second, third, fourth} == {own}
+    else:
+        step = memory.RESERVE // memory.STEPS
+        assert second == first + step
+        assert abs(third - first) < 2**24
+        assert fourth == third + step
 
 
 def test_threads_that_cannot_all_be_started_do_not_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
