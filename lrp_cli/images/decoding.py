@@ -139,7 +139,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in {"La", "RGBa"} or image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, _WHITE), image).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _to_grey(image: Image.Image) -> Image.Image:

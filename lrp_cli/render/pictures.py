@@ -84,7 +84,11 @@ def overlay(
     blended = np.empty((height, width, 3), dtype=np.uint8)
     # One channel after the other: numpy is several times slower where the innermost axis is that short.
     for channel, colours in enumerate(colour_table(colormap).T.astype(np.float32)):
-        blended[..., channel] = np.rint(grey + (colours.take(entries) - grey) * opacity)
+        values = colours.take(entries)
+        values -= grey
+        values *= opacity
+        values += grey
+        blended[..., channel] = np.rint(values, out=values)
     return Image.fromarray(blended)
 
 

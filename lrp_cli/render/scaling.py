@@ -46,10 +46,7 @@ def relevance_limit(relevance: npt.NDArray[Any], percentile: float = PERCENTILE)
     Raises:
         UsageError: ``percentile`` is not in (0, 100]; and what :func:`pixel_relevance` raises.
     """
-    if not 0 < percentile <= 100:
-        raise UsageError(f"percentile {percentile:g} is not above 0 and at most 100")
-    magnitude = np.abs(pixel_relevance(relevance))
-    return float(np.percentile(magnitude, percentile, method="lower")) or float(magnitude.max())
+    return _limit(pixel_relevance(relevance), percentile)
 
 
 def normalise(relevance: npt.NDArray[Any], percentile: float = PERCENTILE, scale: float | None = None) -> FloatArray:
@@ -68,8 +65,10 @@ def normalise(relevance: npt.NDArray[Any], percentile: float = PERCENTILE, scale
     if scale is not None and not (0 < scale < np.inf):
         raise UsageError(f"scale {scale:g} is not a positive number")
     pixels = pixel_relevance(relevance)
-    limit = relevance_limit(pixels, percentile) if scale is None else scale
-    return np.clip(pixels / limit, -1, 1) if limit else np.zeros_like(pixels)
+    limit = _limit(pixels, percentile) if scale is None else scale
+    if limit:
+        pixels /= limit
+    return np.clip(pixels, -1, 1, out=pixels)
 
 
 def smooth(pixels: FloatArray, sigma: float) -> FloatArray:
@@ -94,16 +93,38 @@ def smooth(pixels: FloatArray, sigma: float) -> FloatArray:
     return _blur_both(pixels, sigma)
 
 
+def _limit(pixels: FloatArray, percentile: float) -> float:
+    if not 0 < percentile <= 100:
+        raise UsageError(f"percentile {percentile:g} is not above 0 and at most 100")
+    magnitude = np.abs(pixels)
+    rank = int((magnitude.size - 1) * (percentile / 100))  # as numpy counts, from the lowest
+    return float(_largest(magnitude.ravel(), magnitude.size - rank)) or float(magnitude.max())
+
+
+def _largest(values: FloatArray, count: int) -> np.floating[Any]:
+    """Return the ``count``-th largest of some values.
+
+    There are as many at least that are no smaller than the ``count``-th largest of some of them: of the maxima of
+    columns, here. So few are left that of a picture's pixels it takes a fifth of the time of ``np.partition`` alone.
+    """
+    rows = max(values.size // (4 * count), 1)
+    columns = values.size // rows
+    maxima = values[: rows * columns].reshape(rows, columns).max(axis=0)
+    candidates = values[values >= np.partition(maxima, columns - count)[columns - count]]
+    largest: np.floating[Any] = np.partition(candidates, candidates.size - count)[candidates.size - count]
+    return largest
+
+
 def _resized(values: FloatArray, size: tuple[int, int], how: Image.Resampling) -> FloatArray:
     return np.asarray(Image.fromarray(values.astype(np.float32)).resize(size, how), dtype=values.dtype)
 
 
 def _blur_both(values: FloatArray, sigma: float) -> FloatArray:
-    return _blur_rows(_blur_rows(values, sigma).T, sigma).T
+    return _blur_rows(_blur_rows(values.T, sigma).T, sigma)
 
 
 def _blur_rows(values: FloatArray, sigma: float) -> FloatArray:
-    """Blur (H, W) along H."""
+    """Blur (H, W) along H; the result lies in memory row by row."""
     values = np.ascontiguousarray(values)
     height = values.shape[0]
     blurred, weights = values.copy(), np.ones((height, 1), values.dtype)

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import secrets
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +66,7 @@ def write_whole(path: Path, data: bytes, root: Path) -> FileInfo:
         LrpError: this one could not be written, or would lie outside ``root``.
     """
     try:
-        if not path.parent.resolve().is_relative_to(root.resolve()):
+        if path.parent != root and not path.parent.resolve().is_relative_to(root.resolve()):
             raise LrpError(f"{path} would lie outside {root}, by a link; remove the link or give another --out")
         path.parent.mkdir(parents=True, exist_ok=True)
         _replace(path, data)
@@ -100,24 +101,14 @@ def sync(directory: Path) -> None:
 
 
 def _replace(path: Path, data: bytes) -> None:
-    handle, name = tempfile.mkstemp(prefix=TEMPORARY[0], suffix=TEMPORARY[1], dir=path.parent)
-    temporary = Path(name)
+    temporary = path.with_name(f"{TEMPORARY[0]}{secrets.token_hex(8)}{TEMPORARY[1]}")
+    file = temporary.open("xb")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_UMASK)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-_UMASK = _umask()  # once: setting it, the only way to read it, is not for threads

@@ -44,6 +44,15 @@ def test_normalised_relevance_is_relevance_divided_by_its_percentile_and_clipped
     assert relevance_limit(relevance, 100) == pytest.approx(np.abs(pixels).max())
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (2, 3), (7, 30), (61, 83), (224, 224)])
+@pytest.mark.parametrize("percentile", [1e-3, 25, 50, 90, 99.5, 99.9, 100])
+@pytest.mark.parametrize("digits", [0, 1, 20], ids=["many ties", "some ties", "no ties"])
+def test_the_limit_is_the_percentile_that_numpy_finds(shape, percentile, digits):
+    pixels = (10 + np.random.default_rng(2).standard_cauchy(shape)).round(digits)
+    expected = np.percentile(np.abs(pixels), percentile, method="lower") or np.abs(pixels).max()
+    assert relevance_limit(pixels, percentile) == expected
+
+
 def test_zero_stays_zero_and_signs_stay(relevance):
     relevance[:, ::2] = 0
     level = normalise(relevance)
