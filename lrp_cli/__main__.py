@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 
-from lrp_cli.errors import ExitCode, LrpError
+from lrp_cli.errors import ExitCode, LrpError, is_out_of_memory
 
 
 def main() -> None:
@@ -20,7 +20,6 @@ def main() -> None:
 def _main() -> None:
     from lrp_cli.cli.app import app
     from lrp_cli.cli.text import OutputClosed, printable
-    from lrp_cli.runs.memory import is_out_of_memory
     from lrp_cli.runs.prefetch import RECORDER
     from lrp_cli.runs.signals import Interrupted, interruptible
 
@@ -55,6 +54,12 @@ def _main() -> None:
             _exit_with(f"cannot write to standard output: {error.strerror}", ExitCode.SOME_FAILED)
         if is_out_of_memory(error):
             _exit_with("out of memory: close other programs, or take a smaller model", ExitCode.SOME_FAILED)
+        if "can't start new thread" in str(error):
+            _exit_with(
+                "no more threads can be started: raise the limit on processes or on memory (ulimit -u, ulimit -v, a "
+                "container's pids limit)",
+                ExitCode.SOME_FAILED,
+            )
         what = f"{type(error).__name__}: {error}".splitlines()[0]
         _exit_with(f"unexpected error: {printable(what)} (--debug shows where; please report it)", ExitCode.SOME_FAILED)
 

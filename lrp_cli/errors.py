@@ -55,6 +55,22 @@ class EngineError(LrpError):
     exit_code = ExitCode.ENGINE
 
 
+_OUT_OF_MEMORY = "out of memory", "defaultcpuallocator", "std::bad_alloc", "cannot allocate memory", "alloc_failed"
+"""What CUDA and its libraries, torch, C++ and Linux say where memory has run out; in small letters."""
+
+_ONEDNN_OUT_OF_MEMORY = "could not create a primitive"
+"""All that oneDNN says then; with more behind it, it is something else."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory, a processor's or a GPU's, has run out."""
+    said = str(error).lower()
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError | OSError)
+        and (said == _ONEDNN_OUT_OF_MEMORY or any(words in said for words in _OUT_OF_MEMORY))
+    )
+
+
 def closest(name: str, choices: Iterable[str], count: int = 1) -> str:
     """Return ``"; did you mean 'x'?"`` for the choices nearest to ``name``, or ``""`` where none is near.
 

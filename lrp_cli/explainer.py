@@ -188,6 +188,16 @@ class Explainer:
         """
         return self._plans.outlook(x, single=single)
 
+    @property
+    def is_keeping(self) -> bool:
+        """Whether something is kept from one explanation to the next, or may be."""
+        return self._cache.limit_bytes > 0
+
+    def stop_keeping(self) -> None:
+        """Give back the memory of all that is kept, and keep less from now on: explanations take longer then."""
+        self._cache = WeightCache(limit_bytes=0)
+        self._plans = Plans(self.compiler)
+
     def _bounds_like(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
         if self._bounds is None:
             return None

@@ -86,14 +86,13 @@ def explain(
         from lrp_cli.runs.batches import Batches
         from lrp_cli.runs.devices import choose_device, use_precision, use_threads
         from lrp_cli.runs.memory import keep_freed_memory, limit_to_free_memory
+        from lrp_cli.runs.pipeline import most_threads
         from lrp_cli.runs.session import Session
         from lrp_cli.runs.settings import Settings
 
         keep_freed_memory()
         use_threads(thread_count)
         chosen = choose_device(device)
-        if chosen.type == "cpu":
-            limit_to_free_memory()
         loaded = load_model(
             model, weights, labels=labels, seed=random_seed, preprocessing=changes, progress=progress.is_shown
         )
@@ -119,6 +118,8 @@ def explain(
         )
         session = Session(loaded, explainer, settings)
         session.check()
+        if chosen.type == "cpu":
+            limit_to_free_memory(most_threads())
         progress.detail(f"model {loaded.name}, weights {loaded.weights}, on {settings.device}")
         progress.detail(f"config {explainer.config.name}, seed {settings.seed}")
         progress.detail(f"preprocessing {loaded.preprocessing.to_json()}")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lrp_cli.cli.progress import Progress
 from lrp_cli.cli.report import Report, TooManyFailures
-from lrp_cli.errors import LrpError
+from lrp_cli.errors import LrpError, is_out_of_memory
 from lrp_cli.runs.pictures import Picture
 from lrp_cli.runs.records import Failure, Outcome, Skipped
 from lrp_cli.runs.session import Session
@@ -35,8 +35,8 @@ def run(session: Session, pictures: Sequence[Picture], out: Path, progress: Prog
     except Interrupted:
         progress.summary(f"interrupted: {report}, of {len(pictures)}; {onward}")
         raise
-    except LrpError:
-        if report.pictures:
+    except Exception as error:
+        if report.pictures and (isinstance(error, LrpError) or is_out_of_memory(error)):
             progress.note(f"{report}, of {len(pictures)}; {onward}")
         raise
     progress.summary(str(report))

@@ -23,7 +23,7 @@ from lrp_cli.engine.run import Run
 from lrp_cli.engine.trace import Trace
 from lrp_cli.engine.tracking import ModuleTracker, tagged
 from lrp_cli.engine.weights import WeightCache
-from lrp_cli.errors import EngineError
+from lrp_cli.errors import EngineError, is_out_of_memory
 
 Bounds = tuple[Tensor, Tensor] | None
 """Smallest and largest values of the input, broadcastable to it."""
@@ -247,7 +247,7 @@ class Propagation:
                 start = (self._logits * seed).sum()
             gradient, _ = torch.autograd.grad(start, [self._x, self._run.anchor], retain_graph=keep, allow_unused=True)
         except RuntimeError as error:
-            if not regions:
+            if not regions or is_out_of_memory(error):
                 raise
             names = " and ".join(f"{region.description} in {region.layer}" for region in regions)
             raise EngineError(f"the gradient of {names} cannot be taken: {error}") from error

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lrp_cli.errors import ModelError
+from lrp_cli.errors import ModelError, is_out_of_memory
 
 StateDict = dict[str, Tensor]
 
@@ -38,6 +38,7 @@ def read_checkpoint(path: Path) -> StateDict:
 
     Raises:
         ModelError: there is no such file, it is broken, or it is no checkpoint.
+        MemoryError, RuntimeError, OSError: the memory has run out.
     """
     if path.suffix.lower() not in SUFFIXES:
         raise ModelError(f"{path}: not a checkpoint by its suffix (known are {', '.join(SUFFIXES)})")
@@ -57,6 +58,8 @@ def _read_safetensors(path: Path) -> Any:
     try:
         return load_file(path, device="cpu")
     except (SafetensorError, OSError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
         raise ModelError(f"{path}: not a readable safetensors file ({_one_line(error)})") from None
 
 
@@ -75,6 +78,8 @@ def _read_pickle(path: Path) -> Any:
             "save the weights alone with torch.save(model.state_dict(), ...) or as safetensors"
         ) from None
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         # Broken archives fail in many ways inside torch.load: RuntimeError, EOFError, KeyError, OSError...
         if "TorchScript" in str(error):
             raise ModelError(f"{path}: a TorchScript archive, which is code; save the weights alone") from None

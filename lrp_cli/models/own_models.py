@@ -8,6 +8,7 @@ import importlib.util
 import os
 import re
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -21,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lrp_cli.errors import ModelError, closest
+from lrp_cli.errors import ModelError, closest, is_out_of_memory
 from lrp_cli.images.preprocessing import Preprocessing
 from lrp_cli.models.architectures import PublishedWeights
 from lrp_cli.models.checkpoints import StateDict, fit
@@ -30,6 +31,9 @@ OWN_WEIGHTS = "own"
 
 _LIBRARIES = frozenset(["site-packages", "dist-packages"])
 """Folders that Python installs into, which a home directory or a project may have below it."""
+
+_STANDARD_LIBRARY = tuple(sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib"))
+"""Where Python's own modules lie, in a home directory, too, with pyenv or conda."""
 
 
 def find_own(model: str) -> "OwnArchitecture":
@@ -73,7 +77,7 @@ class OwnArchitecture:
     def code(self) -> tuple[Path, ...]:
         """The file, and what has been imported from its own directory so far, in order of their paths.
 
-        Installed libraries below it, and this one, are no part of it.
+        Libraries below it, Python's, installed ones and this one, are no part of it.
         """
         folder = self.file.resolve().parent
         files = {self.file.resolve()}
@@ -81,7 +85,8 @@ class OwnArchitecture:
             path = vars(module).get("__file__") if isinstance(module, ModuleType) else None
             if isinstance(path, str) and path.startswith(f"{folder}{os.sep}") and path.endswith(".py"):
                 parts = Path(path).relative_to(folder).parts
-                if not _LIBRARIES.intersection(parts) and name.partition(".")[0] != "lrp_cli":
+                is_installed = _LIBRARIES.intersection(parts) or path.startswith(_STANDARD_LIBRARY)
+                if not is_installed and name.partition(".")[0] != "lrp_cli":
                     files.add(Path(path))
         return tuple(sorted(files))
 
@@ -125,6 +130,8 @@ class OwnArchitecture:
             with torch.no_grad():
                 scores: Any = network(torch.zeros(1, 3, height, width))
         except Exception as error:
+            if is_out_of_memory(error):
+                raise
             raise ModelError(
                 f"{self.name}: the network fails on a picture of {height} x {width} pixels "
                 f"({_said(error, self.file)}); --resize and --crop set the size"
@@ -152,6 +159,8 @@ class OwnArchitecture:
             spec.loader.exec_module(module)
         except (Exception, SystemExit) as error:
             del sys.modules[name]
+            if is_out_of_memory(error):
+                raise
             raise ModelError(f"{self.file}: cannot be imported ({_said(error, self.file)})") from None
         return module
 
@@ -175,6 +184,8 @@ class OwnArchitecture:
         try:
             network = function()
         except (Exception, SystemExit) as error:
+            if is_out_of_memory(error):
+                raise
             raise ModelError(f"{self.name} failed ({_said(error, self.file)})") from None
         if not isinstance(network, nn.Module):
             raise ModelError(f"{self.name} returned {_kind(network)}, not a torch.nn.Module")

@@ -2,12 +2,12 @@
 
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
 
 from lrp_cli.engine.processors import multiplies_matrices_well
+from lrp_cli.runs.prefetch import threads_at_work
 
 MOST = 2
 """How many hands there are at most: where they are of use, two bring a folder close to the engine's throughput on two
@@ -36,7 +36,7 @@ class Crew:
         self._threads = torch.get_num_threads()
         is_shared = device.type == "cpu" and multiplies_matrices_well()
         self.hands = min(MOST, self._threads) if is_shared else 1
-        self._executor = ThreadPoolExecutor(self.hands, thread_name_prefix="lrp-explain", initializer=self._begin)
+        self._executor = threads_at_work(self.hands, "lrp-explain", self._begin)
 
     def work(self, on: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
         """Return ``on(item)`` for each item, worked on side by side; raises what the first that failed raised.

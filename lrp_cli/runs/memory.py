@@ -2,23 +2,24 @@
 
 import contextlib
 import ctypes
-from pathlib import Path
-from typing import ClassVar
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # mallopt's numbers for them, from glibc's malloc.h
 _NEVER = 2**31 - 1
 _LARGEST = 2**30
 _TAKEN_BACK = 2**18  # bytes from which on memory is handed back at once
+_STACK = 2**21  # bytes of a thread's stack where the system sets none
 
-RESERVE, STEPS = 2**29, 4
-"""Bytes of free memory, at most, that are left for when it has run out, and in how many steps: for batches of another
-size oneDNN makes machine code anew, some 40 MB for a network."""
+RESERVE, LEAST = 2**29, 2**24
+"""Bytes of free memory, at most, that are left for when it has run out: for batches of another size oneDNN makes
+machine code anew, some 40 MB for a network. And how many more than before are worth another attempt."""
 
-GROUP = Path("/sys/fs/cgroup")
-"""What a container may take, in files; memory.max says "max", or is not there, where it has no limit."""
+GROUPS = Path("/proc/self/cgroup")
+"""Which control groups this process is in."""
 
-_OUT_OF_MEMORY = "out of memory", "defaultcpuallocator", "can't start new thread", "could not create a primitive"
-"""What torch says of a GPU, and torch, Python and oneDNN where a processor's memory has run out; in small letters."""
+HIERARCHIES = Path("/sys/fs/cgroup")
+"""What control groups may take, in files."""
 
 
 def keep_freed_memory() -> None:
@@ -41,58 +42,78 @@ def keep_freed_memory() -> None:
     mallopt(_ARENA_MAX, 1)
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that memory, a processor's or a GPU's, has run out."""
-    said = str(error).lower()
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and any(words in said for words in _OUT_OF_MEMORY)
-    )
+def limit_to_free_memory(threads: int) -> None:
+    """Have allocations fail once the memory that is free now is used up: a run can go on with smaller batches then.
+
+    Linux promises more memory than there is, and kills who uses it. On other systems nothing is done.
+
+    Args:
+        threads: how many threads may still be started. Memory is promised to their stacks, and hardly any of it used.
+    """
+    with contextlib.suppress(ImportError, OSError, ValueError):  # no Linux, or one that does not tell
+        _Limit.set_up(threads)
 
 
-def make_room() -> None:
-    """Have the process keep no freed memory any more, and allow for a little more memory than before.
+def make_room() -> bool:
+    """Have the process keep no freed memory any more; return whether it may take more memory than before.
 
     What has failed leaves the memory in pieces, which serve smaller tensors, but no new machine code and no threads.
+    Half of what is in reserve may be used from now on, and what others have given back.
     """
     with contextlib.suppress(AttributeError, OSError, TypeError):  # not glibc
         libc = ctypes.CDLL(None)
         libc.mallopt(_MMAP_THRESHOLD, _TAKEN_BACK)
         libc.mallopt(_TRIM_THRESHOLD, _TAKEN_BACK)
         libc.malloc_trim(0)
-    if _Limit.steps:
-        _Limit.set(_Limit.most + _Limit.steps.pop())
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        return _Limit.renew()
+    return False
 
 
 class _Limit:
-    """The limit that this process has set itself, in bytes; and what is added to it each time that memory runs out."""
+    """The limit that this process has set itself.
 
-    most = -1
-    steps: ClassVar[list[int]] = []
+    Attributes:
+        most: the limit, in bytes; None where none is set.
+        allowed: the limit that was there before, which is the user's.
+        promised: how many bytes the process may hold besides, without using them.
+        reserve: how many free bytes are not to be used yet.
+    """
+
+    most: int | None = None
+    allowed = promised = reserve = 0
 
     @classmethod
-    def set(cls, most: int) -> bool:
-        """Set the limit, unless somebody else has set a lower one; return whether it is set."""
+    def set_up(cls, threads: int) -> None:
         import resource
 
-        soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        is_ours = soft in {resource.RLIM_INFINITY, cls.most}
-        if not (is_ours or soft > most) or (hard != resource.RLIM_INFINITY and most > hard):
+        soft, _ = resource.getrlimit(resource.RLIMIT_DATA)
+        stack, _ = resource.getrlimit(resource.RLIMIT_STACK)
+        if soft != cls.most:
+            cls.allowed = soft
+        cls.promised = max(_in_status("VmData") - _used(), 0) + threads * max(stack, _STACK)
+        cls.reserve = min(RESERVE, free_memory() // 2)
+        cls._set()
+
+    @classmethod
+    def renew(cls) -> bool:
+        """Set the limit anew, with half of the reserve; return whether it is higher by more than a little."""
+        if cls.most is None:
             return False
-        resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
+        before = cls.most
+        cls.reserve = cls.reserve // 2 if cls.reserve > 2 * LEAST else 0
+        cls._set()
+        return cls.most > before + LEAST
+
+    @classmethod
+    def _set(cls) -> None:
+        import resource
+
+        most = _used() + free_memory() - cls.reserve + cls.promised
+        if cls.allowed != resource.RLIM_INFINITY:
+            most = min(most, cls.allowed)
+        resource.setrlimit(resource.RLIMIT_DATA, (most, resource.getrlimit(resource.RLIMIT_DATA)[1]))
         cls.most = most
-        return True
-
-
-def limit_to_free_memory() -> None:
-    """Have allocations fail once the memory that is free now is used up: a run can go on with smaller batches then.
-
-    Linux promises more memory than there is, and kills who uses it. On other systems nothing is done.
-    """
-    with contextlib.suppress(ImportError, OSError, ValueError):  # no Linux, or one that does not tell
-        free, used = free_memory(), _kibibytes(Path("/proc/self/status"), "VmData")
-        reserve = min(RESERVE, free // 2)
-        if _Limit.set(used + free - reserve):
-            _Limit.steps = [reserve // STEPS] * STEPS
 
 
 def free_memory() -> int:
@@ -102,11 +123,34 @@ def free_memory() -> int:
         OSError, ValueError: the system does not tell as Linux does.
     """
     system = Path("/proc/meminfo")
-    free = _kibibytes(system, "MemAvailable") + _kibibytes(system, "SwapFree")
-    with contextlib.suppress(OSError, ValueError):
-        most, taken = (int((GROUP / name).read_text()) for name in ("memory.max", "memory.current"))
-        free = min(free, most - taken + _cached(GROUP / "memory.stat"))
-    return max(free, 0)
+    free = [_kibibytes(system, "MemAvailable") + _kibibytes(system, "SwapFree")]
+    for group in _groups():
+        for names in ("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"):
+            with contextlib.suppress(OSError, ValueError):  # it has no such file, or no limit: "max"
+                most, taken = (int((group / name).read_text()) for name in names)
+                free.append(most - taken + _cached(group / "memory.stat"))
+    return max(min(free), 0)
+
+
+def _groups() -> Iterator[Path]:
+    """Yield where the files of the control groups lie that this process is in, those of version 1 and 2."""
+    with contextlib.suppress(OSError):
+        for line in GROUPS.read_text().splitlines():
+            number, controllers, path = line.split(":", 2)
+            if number == "0" or "memory" in controllers.split(","):
+                hierarchy = HIERARCHIES if number == "0" else HIERARCHIES / "memory"
+                group = PurePosixPath(path.lstrip("/"))
+                # In a container the path may be the one outside it; what it has is the hierarchy's root then.
+                yield from (hierarchy / part for part in (group, *group.parents))
+
+
+def _used() -> int:
+    """Return how many bytes this process has used of what it was promised, and not given back."""
+    return _in_status("RssAnon") + _in_status("VmSwap")
+
+
+def _in_status(name: str) -> int:
+    return _kibibytes(Path("/proc/self/status"), name)
 
 
 def _kibibytes(file: Path, name: str) -> int:
@@ -120,4 +164,5 @@ def _kibibytes(file: Path, name: str) -> int:
 def _cached(statistics: Path) -> int:
     """Return how many bytes of a group's memory hold files, and are given back when they are asked for."""
     lines = dict(line.split() for line in statistics.read_text().splitlines())
-    return sum(int(lines.get(name, 0)) for name in ("inactive_file", "active_file", "slab_reclaimable"))
+    names = ("inactive_file", "active_file", "slab_reclaimable")
+    return sum(int(lines.get(f"total_{name}", lines.get(name, 0))) for name in names)

@@ -126,11 +126,17 @@ def slug(label: str) -> str:
 
     Where file names cannot hold a letter (with ASCII alone), it loses its accents, or is left out.
     """
-    letters = re.sub(r"[^\w]+", "_", unicodedata.normalize("NFKC", label)).strip("_").lower()
-    encoding = sys.getfilesystemencoding()
-    if letters.encode(encoding, "ignore").decode(encoding) != letters:
-        letters = unicodedata.normalize("NFKD", letters).encode(encoding, "ignore").decode(encoding)
+    kept = "".join(map(_storable, unicodedata.normalize("NFKC", label)))
+    letters = re.sub(r"\W+", "_", kept).strip("_").lower()
     return letters.encode()[:LONGEST_LABEL].decode("utf-8", "ignore")
+
+
+def _storable(letter: str) -> str:
+    """Return what file names can hold of a letter."""
+    encoding = sys.getfilesystemencoding()
+    if letter.encode(encoding, "ignore"):
+        return letter
+    return unicodedata.normalize("NFKD", letter).encode(encoding, "ignore").decode(encoding)
 
 
 def output_path(directory: Path, stem: PurePath, score: Score, labels: Sequence[str], kind: str) -> Path:

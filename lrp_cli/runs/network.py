@@ -8,12 +8,12 @@ from itertools import chain
 import torch
 
 from lrp_cli.engine.library import Outlook
-from lrp_cli.errors import ConfigError, EngineError, LrpError
+from lrp_cli.errors import ConfigError, EngineError, LrpError, is_out_of_memory
 from lrp_cli.explainer import Explainer
 from lrp_cli.models import LoadedModel
 from lrp_cli.runs.batches import Batches
 from lrp_cli.runs.crew import Crew
-from lrp_cli.runs.memory import is_out_of_memory, make_room
+from lrp_cli.runs.memory import make_room
 from lrp_cli.runs.settings import Settings
 from lrp_cli.runs.shares import Explaining, Loaded, Results, Share, failure
 from lrp_cli.runs.turns import usable_cores
@@ -35,6 +35,7 @@ class Network:
         self.batches = Batches(settings.batch_size, settings.device)
         self.notes: list[str] = []
         self._settings = settings
+        self._explainer = explainer
         self._explaining = Explaining(model, explainer, settings)
         self._has_worked = self._has_shrunk = False
         self._refusals: list[EngineError] = []
@@ -93,22 +94,30 @@ class Network:
             return results
         if is_out_of_memory(problem):
             problem.__context__ = problem.__cause__ = None  # they hold tensors, too
-            if self._settings.device.type == "cuda":
-                torch.cuda.empty_cache()
-            else:
-                make_room()
+            has_room = self._make_room()
             if len(part) > 1:
                 if not self._has_shrunk:
                     self.notes.append("out of memory: going on with smaller batches (--batch-size sets their size)")
                     self._has_shrunk = True
                 self.batches.shrink(len(part))
                 return None
-            return [[failure(part[0], "out of memory, even alone")]]
+            if has_room or self._explainer.is_keeping:
+                if not has_room:
+                    self._explainer.stop_keeping()
+                return self._try(part)
+            return [[failure(part[0], "out of memory, even alone; close other programs, or give a smaller --crop")]]
         if isinstance(problem, ConfigError):
             raise problem
         if len(part) > 1:
             return [self._alone(loaded) for loaded in part]
         return [self._refused(part[0], problem)]
+
+    def _make_room(self) -> bool:
+        """Hand back what is free within this process; return whether there may be more room than before."""
+        if self._settings.device.type == "cuda":
+            torch.cuda.empty_cache()
+            return False
+        return make_room()
 
     def _alone(self, loaded: Loaded) -> Results:
         """Explain one picture of a batch that failed: its neighbours are not to suffer."""

@@ -5,9 +5,12 @@ from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
+import torch
+
 from lrp_cli.errors import LrpError
 from lrp_cli.explainer import Explainer
 from lrp_cli.models import LoadedModel
+from lrp_cli.runs import crew
 from lrp_cli.runs.files import StorageError, write_whole
 from lrp_cli.runs.loading import Loader
 from lrp_cli.runs.network import Network
@@ -154,6 +157,11 @@ class Pipeline:
         except LrpError as error:
             return _failed(record, error)
         return replace(record, files=files)
+
+
+def most_threads() -> int:
+    """Return how many threads a run starts at most: its own, and those that torch has for each that calls it."""
+    return 3 * THREADS + crew.MOST + 1 + 2 * torch.get_num_threads()
 
 
 def _draws_on_all_cores(settings: Settings) -> bool:

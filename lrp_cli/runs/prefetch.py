@@ -24,13 +24,18 @@ Intermediate = TypeVar("Intermediate")
 Result = TypeVar("Result")
 
 
-def threads_at_work(count: int, name: str) -> ThreadPoolExecutor:
+def threads_at_work(count: int, name: str, begin: Callable[[], object] = lambda: None) -> ThreadPoolExecutor:
     """Return an executor whose threads have begun: later, where memory has run out, none could.
+
+    Args:
+        count: how many.
+        name: how their names begin.
+        begin: called in each first.
 
     Raises:
         RuntimeError: a thread cannot be started.
     """
-    executor = ThreadPoolExecutor(count, thread_name_prefix=name)
+    executor = ThreadPoolExecutor(count, thread_name_prefix=name, initializer=begin)
     all_there = threading.Barrier(count)
     try:
         for future in [executor.submit(all_there.wait) for _ in range(count)]:

@@ -9,7 +9,7 @@ import torch
 
 from lrp_cli.errors import ModelError
 from lrp_cli.images import Preprocessing, decode
-from lrp_cli.models import load_model, weights_names
+from lrp_cli.models import load_model, own_models, weights_names
 from lrp_cli.models.labels import imagenet_labels
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -97,8 +97,15 @@ def test_the_file_may_import_its_neighbours_and_define_dataclasses(tmp_path: Pat
 
 def test_the_code_is_the_file_and_its_neighbours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not what is installed below its directory, whatever else there is among Python's modules."""
+    assert load_model("squeezenet1_1", "random").code == ()
     (tmp_path / "net.py").write_text("import torch\ndef build():\n    return torch.nn.Flatten()\n")
-    files = {"neighbour": "parts/layers.py", "library": "venv/lib/site-packages/library.py", "odd": Path("odd.py")}
+    files = {
+        "neighbour": "parts/layers.py",
+        "library": "venv/lib/site-packages/library.py",
+        "json": "pyenv/lib/python3.11/json/__init__.py",
+        "odd": Path("odd.py"),
+    }
+    monkeypatch.setattr(own_models, "_STANDARD_LIBRARY", (f"{tmp_path}/pyenv/lib/python3.11/",))
     for name, file in files.items():
         module = ModuleType(name)
         module.__file__ = tmp_path / file if isinstance(file, Path) else str(tmp_path / file)  # type: ignore[assignment]
@@ -106,7 +113,6 @@ def test_the_code_is_the_file_and_its_neighbours(tmp_path: Path, monkeypatch: py
     monkeypatch.setitem(sys.modules, "strange", object())  # type: ignore[arg-type]
     loaded = load_model(f"{tmp_path / 'net.py'}:build")
     assert loaded.code == (tmp_path / "net.py", tmp_path / "parts/layers.py")
-    assert load_model("squeezenet1_1", "random").code == ()
 
 
 def test_two_files_of_one_name_are_two_modules(tmp_path: Path) -> None:

@@ -7,15 +7,18 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
-from lrp_cli.errors import ConfigError, EngineError
+from lrp_cli.errors import ConfigError, EngineError, is_out_of_memory
 from lrp_cli.explainer import Explainer
 from lrp_cli.runs import memory
 from lrp_cli.runs.prefetch import threads_at_work
+from lrp_cli.runs.recording import Recorder
 
 Make = Callable[..., Path]
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,6 +29,27 @@ def pictures(tmp_path: Path, make_picture: Make) -> Path:
     for seed in range(9):
         make_picture(tmp_path / f"in/{seed}.png", seed)
     return tmp_path / "in"
+
+
+@pytest.mark.parametrize(
+    ("error", "is_so"),
+    [
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("std::bad_alloc"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("unable to mmap 9 bytes from file <x>: Cannot allocate memory (12)"), True),
+        (RuntimeError("could not create a primitive"), True),
+        (RuntimeError("could not create a primitive descriptor for a matmul primitive"), False),
+        (RuntimeError("can't start new thread"), False),
+        (OSError(12, "Cannot allocate memory"), True),
+        (OSError(28, "No space left on device"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_what_says_that_memory_has_run_out(error: Exception, is_so: bool) -> None:
+    assert is_out_of_memory(error) == is_so
 
 
 @pytest.mark.parametrize(
@@ -117,27 +141,86 @@ def test_one_picture_that_cannot_be_explained_does_not_spoil_its_neighbours(
     )
 
 
-@pytest.mark.skipif(platform.system() != "Linux", reason="elsewhere nothing is limited")
-def test_a_container_s_limit_counts_and_its_cached_files_do_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("what_helps", ["more room", "keeping nothing"])
+def test_a_picture_that_does_not_fit_alone_is_tried_again_where_that_may_help(
+    lrp, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what_helps: str
 ) -> None:
-    monkeypatch.setattr(memory, "GROUP", tmp_path)
+    forward, rooms = Explainer.forward, []
+
+    def limited(self: Explainer, x: torch.Tensor, **options: object) -> object:
+        if len(x) > 1 or (self.is_keeping if what_helps == "keeping nothing" else len(rooms) < 6):
+            raise MemoryError
+        return forward(self, x, **options)
+
+    def make_room() -> bool:
+        rooms.append(what_helps == "more room")
+        return rooms[-1]
+
+    monkeypatch.setattr(Explainer, "forward", limited)
+    monkeypatch.setattr("lrp_cli.runs.network.make_room", make_room)
+    result = lrp.explain(pictures, "-o", tmp_path / "out", "--json", "-b", "2", "--threads", "1")
+    assert result.code == 0
+    assert len(result.records) == 9
+
+
+def test_an_explainer_that_keeps_nothing_any_more_explains_alike() -> None:
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(144, 3))
+    explainer, x = Explainer(net.eval(), "epsilon-plus"), torch.randn(2, 3, 8, 8)
+    expected = explainer.explain(x, 1).relevance
+    assert explainer.is_keeping
+    assert explainer._cache.tensors()
+    explainer.stop_keeping()
+    for _ in range(12):  # programs included
+        torch.testing.assert_close(explainer.explain(x, 1).relevance, expected)
+    assert not explainer.is_keeping
+    assert not explainer._cache.tensors()
+
+
+def group(directory: Path, most: int | str, version: int = 2, taken: int = 90, cached: int = 6) -> None:
+    """Write what a control group may take, in MiB, has taken, and holds of files."""
+    directory.mkdir(parents=True, exist_ok=True)
+    names = ("memory.max", "memory.current") if version == 2 else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+    for name, value in zip(names, (most, taken), strict=True):
+        (directory / name).write_text(f"{value if isinstance(value, str) else value * 2**20}\n")
+    total = "" if version == 2 else "total_"
+    parts = (cached - 3, 2, 1)
+    lines = zip(("inactive_file", "active_file", "slab_reclaimable"), parts, strict=True)
+    (directory / "memory.stat").write_text(
+        "anon 1\n" + "".join(f"{total}{name} {value * 2**20}\n" for name, value in lines)
+    )
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="elsewhere nothing is limited")
+@pytest.mark.parametrize(
+    ("member", "place", "version"),
+    [
+        ("0::/", "", 2),
+        ("0::/job/step", "job/step", 2),
+        ("0::/job/step", "job", 2),
+        ("0::/docker/0a1b", "", 2),
+        ("9:cpu,cpuacct:/job\n8:memory:/job", "memory/job", 1),
+        ("8:memory:/docker/0a1b", "memory", 1),
+    ],
+)
+def test_a_container_s_limit_counts_and_its_cached_files_do_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, member: str, place: str, version: int
+) -> None:
+    """Of the group that this process is in and of those that it is part of; in containers of the root, too."""
+    (tmp_path / "cgroup").write_text(f"{member}\n")
+    monkeypatch.setattr(memory, "GROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(memory, "HIERARCHIES", tmp_path)
     assert memory.free_memory() > 10 * 2**20
-    for name, content in (
-        ("memory.current", str(90 * 2**20)),
-        ("memory.stat", f"anon 1\ninactive_file {3 * 2**20}\nactive_file {2 * 2**20}\nslab_reclaimable {2**20}\n"),
-    ):
-        (tmp_path / name).write_text(content)
-    (tmp_path / "memory.max").write_text(str(94 * 2**20))
+    group(tmp_path / place, 94, version)
     assert memory.free_memory() == 10 * 2**20
-    (tmp_path / "memory.max").write_text(str(80 * 2**20))
+    group(tmp_path / place, 80, version)
     assert memory.free_memory() == 0
-    (tmp_path / "memory.max").write_text("max\n")
+    group(tmp_path / place, "max" if version == 2 else str(2**63 - 4096), version)
     assert memory.free_memory() > 10 * 2**20
 
 
 @pytest.mark.skipif(platform.system() != "Linux", reason="elsewhere nothing is limited")
-@pytest.mark.parametrize("own", [None, 2**32], ids=["no limit", "a lower limit"])
+@pytest.mark.parametrize("own", [None, 2**32, 2**33 + 2**29], ids=["no limit", "a low limit", "a higher limit"])
 def test_a_limit_of_the_user_s_own_stays(own: int | None) -> None:
     code = f"""
 import resource
@@ -146,21 +229,24 @@ own, hard = {own}, resource.getrlimit(resource.RLIMIT_DATA)[1]
 if own:
     resource.setrlimit(resource.RLIMIT_DATA, (own, hard))
 memory.free_memory = lambda: 2**33
-limits = []
-for step in memory.limit_to_free_memory, memory.make_room, memory.limit_to_free_memory, memory.make_room:
-    step()
-    limits.append(resource.getrlimit(resource.RLIMIT_DATA)[0])
-print(*limits)
+def limit():
+    return memory.limit_to_free_memory(0)
+for step in limit, memory.make_room, memory.make_room, limit, *[memory.make_room] * 9:
+    print(step(), resource.getrlimit(resource.RLIMIT_DATA)[0])
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    first, second, third, fourth = map(int, done.stdout.split())
-    if own:
-        assert {first, second, third, fourth} == {own}
+    said, limits = zip(*(line.split() for line in done.stdout.splitlines()), strict=True)
+    first, second, third, again, *others = map(int, limits)
+    assert said[-1] == "False", "nothing is gained any more"
+    if own == 2**32:
+        assert set(limits) == {str(own)}
+        assert set(said) == {"None", "False"}
     else:
-        step = memory.RESERVE // memory.STEPS
-        assert second == first + step
-        assert abs(third - first) < 2**24
-        assert fourth == third + step
+        assert said[1] == "True"
+        assert second - first == pytest.approx(memory.RESERVE / 2, abs=2**23)
+        assert again == pytest.approx(first, abs=2**24)
+        assert max(second, third, *others) <= (own or first + memory.RESERVE + 2**24)
+        assert max(others) > first + memory.RESERVE / 2
 
 
 def test_threads_that_cannot_all_be_started_do_not_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,33 +271,92 @@ def test_threads_have_begun_when_they_are_asked_for() -> None:
         assert sum(thread.name.startswith("begun") for thread in threading.enumerate()) == 3
 
 
+def test_a_run_that_can_start_no_threads_says_so(
+    lrp, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("lrp_cli.runs.pipeline.threads_at_work", refuse)
+    result = lrp.explain(pictures, "-o", tmp_path / "out", "--json")
+    assert result.code == 1
+    assert result.err.splitlines()[-1].startswith("lrp: no more threads can be started: raise the limit")
+    assert "Traceback" not in result.err
+
+
+def test_out_of_memory_where_results_are_recorded_ends_the_run_and_says_how_to_go_on(
+    lrp, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record, recorded = Recorder.record, []
+
+    def limited(self: Recorder, *arguments: Any) -> object:
+        if len(recorded) == 3:
+            raise MemoryError
+        recorded.append(arguments)
+        return record(self, *arguments)
+
+    monkeypatch.setattr(Recorder, "record", limited)
+    result = lrp.explain(pictures, "-o", tmp_path / "out", "--json", "-b", "2")
+    assert result.code == 1
+    assert len(result.records) == 3
+    assert "the same command goes on from there" in result.err
+    assert result.err.splitlines()[-1] == "lrp: out of memory: close other programs, or take a smaller model"
+    monkeypatch.undo()
+    again = lrp.explain(pictures, "-o", tmp_path / "out", "--json")
+    assert again.code == 0
+    assert sum(not record.get("skipped") for record in again.records) == 6
+
+
 SCARCE = """
 import sys
 from lrp_cli.runs import memory
-free = int(sys.argv.pop(1)) * 2**20
-memory.free_memory = lambda: free
+free, begin = int(sys.argv.pop(1)) * 2**20, []
+def free_memory():
+    begin.append(memory._used())
+    return max(free - begin[-1] + begin[0], 0)
+memory.free_memory = free_memory
 from lrp_cli.__main__ import main
 main()
 """
+"""Run lrp with so many MiB free, as of when it first asks."""
+
+LIMITED = """
+import resource, sys
+free = int(sys.argv.pop(1)) * 2**20
+import lrp_cli.explainer, lrp_cli.models  # what needs memory as well, but is not the point
+from lrp_cli.runs import memory
+data = memory._in_status("VmData")
+resource.setrlimit(resource.RLIMIT_DATA, (data + free, data + free))
+from lrp_cli.__main__ import main
+main()
+"""
+"""Run lrp with a limit of the user's own, so many MiB above what its libraries take."""
 
 
 @pytest.mark.skipif(platform.system() != "Linux", reason="elsewhere nothing is limited")
 @pytest.mark.parametrize(
-    ("mebibytes", "options", "code", "said"),
+    ("script", "mebibytes", "options", "code", "said"),
     [
-        (2500, ("-b", "12"), 0, "12 pictures explained"),
-        (500, ("-b", "12"), 0, "out of memory: going on with smaller batches"),
-        (1000, ("--resize", "4000", "--crop", "4000"), 1, "1.png: out of memory"),
-        (200, ("--model", "vgg16", "--weights", "random"), 1, "lrp: out of memory"),
+        (SCARCE, 2500, ("-b", "12"), 0, "12 pictures explained"),
+        (SCARCE, 2500, ("-b", "12", "--threads", "64"), 0, "12 pictures explained"),
+        (SCARCE, 500, ("-b", "12", "--threads", "2"), 0, "out of memory: going on with smaller batches"),
+        (SCARCE, 1000, ("--resize", "4000", "--crop", "4000"), 1, "1.png: out of memory"),
+        (LIMITED, 200, ("--model", "vgg16", "--weights", "random"), 1, "lrp: out of memory"),
+        (LIMITED, 200, ("--model", "vgg11", "--weights", "large.pth"), 1, "lrp: out of memory"),
+        (LIMITED, 200, ("--model", "vgg11", "--weights", "large.safetensors"), 1, "lrp: out of memory"),
     ],
 )
 def test_memory_that_there_is_not_is_refused_and_not_promised(
-    mebibytes: int, options: tuple[str, ...], code: int, said: str, tmp_path: Path, make_picture: Make
+    script: str, mebibytes: int, options: tuple[str, ...], code: int, said: str, tmp_path: Path, make_picture: Make
 ) -> None:
     """Linux would go on until it has to kill the process."""
     for number in range(12 if "-b" in options else 2):
         make_picture(tmp_path / f"in/{number}.png", number)
-    command = [sys.executable, "-c", SCARCE, str(mebibytes), "explain", str(tmp_path / "in"), *options]
+    if options[-1].startswith("large"):
+        large = {"classifier.6.weight": torch.zeros(100_000_000)}
+        (torch.save if options[-1].endswith("pth") else save_file)(large, tmp_path / options[-1])
+        options = (*options[:-1], str(tmp_path / options[-1]))
+    command = [sys.executable, "-c", script, str(mebibytes), "explain", str(tmp_path / "in"), *options]
     done = subprocess.run(
         [*command, "-o", str(tmp_path / "out")], cwd=ROOT, capture_output=True, text=True, check=False
     )

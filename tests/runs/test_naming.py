@@ -78,10 +78,23 @@ def test_names_are_safe_short_and_distinct(name: str) -> None:
             assert not path.name.startswith("-")
 
 
-def test_classes_lose_letters_that_file_names_cannot_hold(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.getfilesystemencoding", lambda: "ascii")
-    names = [output_path(Path("o"), PurePath("c.jpg"), Score(index), ["Größe 1", "猫"], "npy").name for index in (0, 1)]
-    assert names == ["c.jpg.0_groe_1.npy", "c.jpg.1.npy"]
+@pytest.mark.parametrize(
+    ("encoding", "label", "part"),
+    [
+        ("ascii", "Größe 1", "0_groe_1"),
+        ("ascii", "猫", "0"),
+        ("ascii", "猫 犬", "0"),
+        ("ascii", "猫 Tiger", "0_tiger"),
+        ("ascii", "Café 猫", "0_cafe"),
+        ("latin-1", "Café 猫 ō", "0_café_o"),
+        ("utf-8", "Café 猫", "0_café_猫"),
+    ],
+)
+def test_classes_lose_letters_that_file_names_cannot_hold(
+    monkeypatch: pytest.MonkeyPatch, encoding: str, label: str, part: str
+) -> None:
+    monkeypatch.setattr("sys.getfilesystemencoding", lambda: encoding)
+    assert output_path(Path("o"), PurePath("c.jpg"), Score(0), [label], "npy").name == f"c.jpg.{part}.npy"
 
 
 def test_classes_are_named_by_letters_and_digits() -> None:
