@@ -123,6 +123,12 @@ def member(request: pytest.FixtureRequest) -> Member:
 
 
 each_family = pytest.mark.parametrize("member", FAMILIES, indirect=True)
+each_family_several_times = pytest.mark.parametrize(
+    "member",
+    [pytest.param(name, marks=[pytest.mark.slow] if family.heavy else []) for name, family in FAMILIES.items()],
+    indirect=True,
+)
+"""For tests of several explanations: those of heavy networks are slow."""
 
 
 def with_presets() -> list[Any]:
@@ -150,7 +156,7 @@ def test_relevance_stays_in_bounds_under_the_recommended_preset(member: Member) 
     assert 1e-2 <= amplification(member.explanation) <= FAMILIES[member.name].bound
 
 
-@each_family
+@each_family_several_times
 def test_the_model_is_left_as_it_was_and_later_runs_are_the_same(
     member: Member, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,7 +177,7 @@ def test_the_model_is_left_as_it_was_and_later_runs_are_the_same(
     assert explainer._plans.programs.count == 1
 
 
-@each_family
+@each_family_several_times
 def test_a_pictures_relevance_does_not_depend_on_its_batch(member: Member) -> None:
     """Exactly so in double precision; in single precision as far as torch's own results do not.
 

@@ -337,7 +337,6 @@ main()
 @pytest.mark.parametrize(
     ("script", "mebibytes", "options", "code", "said"),
     [
-        (SCARCE, 2500, ("-b", "12"), 0, "12 pictures explained"),
         (SCARCE, 2500, ("-b", "12", "--threads", "64"), 0, "12 pictures explained"),
         (SCARCE, 500, ("-b", "12", "--threads", "2"), 0, "out of memory: going on with smaller batches"),
         (SCARCE, 1000, ("--resize", "4000", "--crop", "4000"), 1, "1.png: out of memory"),
