@@ -70,7 +70,7 @@ def read_picture(path: Path, data: bytes | None = None) -> Decoded:
             orientation = _orientation(image)
             return Decoded(_to_rgb(ImageOps.exif_transpose(image)), orientation)
     except UnidentifiedImageError:
-        raise ImageError(f"{path}: not a picture in a format that Pillow can read") from None
+        raise ImageError(f"{path}: not a picture in a format that Pillow can read; save it as PNG or JPEG") from None
     except Image.DecompressionBombError:
         limit = f"{Image.MAX_IMAGE_PIXELS:,}"
         raise ImageError(f"{path}: more than {limit} pixels, which Pillow takes for a decompression bomb") from None

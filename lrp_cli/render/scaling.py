@@ -98,20 +98,20 @@ def _limit(pixels: FloatArray, percentile: float) -> float:
         raise UsageError(f"percentile {percentile:g} is not above 0 and at most 100")
     magnitude = np.abs(pixels)
     rank = int((magnitude.size - 1) * (percentile / 100))  # as numpy counts, from the lowest
-    return float(_largest(magnitude.ravel(), magnitude.size - rank)) or float(magnitude.max())
+    return float(_nth_largest(magnitude.ravel(), magnitude.size - rank)) or float(magnitude.max())
 
 
-def _largest(values: FloatArray, count: int) -> np.floating[Any]:
-    """Return the ``count``-th largest of some values.
+def _nth_largest(values: FloatArray, n: int) -> np.floating[Any]:
+    """Return the ``n``-th largest of some values, counted from 1.
 
-    There are as many at least that are no smaller than the ``count``-th largest of some of them: of the maxima of
-    columns, here. So few are left that of a picture's pixels it takes a fifth of the time of ``np.partition`` alone.
+    At least ``n`` are no smaller than the ``n``-th largest of a part of them, the maxima of columns, here. That leaves
+    few candidates: ``np.partition`` of all pixels of a picture would take several times as long.
     """
-    rows = max(values.size // (4 * count), 1)
+    rows = max(values.size // (4 * n), 1)
     columns = values.size // rows
     maxima = values[: rows * columns].reshape(rows, columns).max(axis=0)
-    candidates = values[values >= np.partition(maxima, columns - count)[columns - count]]
-    largest: np.floating[Any] = np.partition(candidates, candidates.size - count)[candidates.size - count]
+    candidates = values[values >= np.partition(maxima, columns - n)[columns - n]]
+    largest: np.floating[Any] = np.partition(candidates, candidates.size - n)[candidates.size - n]
     return largest
 
 

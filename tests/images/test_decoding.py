@@ -188,7 +188,7 @@ def test_broken_files_say_what_is_wrong_in_one_line(tmp_path: Path) -> None:
     assert complaint(tmp_path / "nope.png") == "no such file"
     assert complaint(tmp_path) == "is a directory, not a picture"
     assert complaint(tmp_path / "empty.png") == "is empty (0 bytes)"
-    assert complaint(tmp_path / "text.jpg") == "not a picture in a format that Pillow can read"
+    assert complaint(tmp_path / "text.jpg") == "not a picture in a format that Pillow can read; save it as PNG or JPEG"
     assert complaint(tmp_path / "pipe.png") == "is not a regular file"
     assert "truncated" in complaint(tmp_path / "half.jpg")
     assert complaint(tmp_path / "half.png").startswith("cannot be decoded: ")
@@ -220,4 +220,4 @@ def test_decompression_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_postscript_is_not_handed_to_ghostscript(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "x.eps")
-    assert complaint(tmp_path / "x.eps") == "not a picture in a format that Pillow can read"
+    assert complaint(tmp_path / "x.eps") == "not a picture in a format that Pillow can read; save it as PNG or JPEG"

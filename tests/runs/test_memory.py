@@ -249,6 +249,30 @@ for step in limit, memory.make_room, memory.make_room, limit, *[memory.make_room
         assert max(others) > first + memory.RESERVE / 2
 
 
+@pytest.mark.skipif(platform.system() != "Linux", reason="elsewhere nothing is limited")
+@pytest.mark.parametrize(("expected", "started"), [(40, "40"), (0, "fewer")])
+def test_stacks_of_threads_to_come_do_not_count_as_memory(expected: int, started: str) -> None:
+    """Of the 8 MiB that each is promised, hardly any is used."""
+    code = f"""
+import resource, threading
+from lrp_cli.runs import memory
+resource.setrlimit(resource.RLIMIT_STACK, (2**23, resource.getrlimit(resource.RLIMIT_STACK)[1]))
+memory.free_memory = lambda: 2**26
+memory.limit_to_free_memory({expected})
+over, threads = threading.Event(), []
+try:
+    while len(threads) < 40:
+        threads.append(threading.Thread(target=over.wait))
+        threads[-1].start()
+except RuntimeError:
+    threads.pop()
+over.set()
+print(len(threads) if len(threads) == 40 else "fewer")
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == started
+
+
 def test_threads_that_cannot_all_be_started_do_not_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     start, started = threading.Thread.start, []
 
@@ -337,7 +361,7 @@ main()
 @pytest.mark.parametrize(
     ("script", "mebibytes", "options", "code", "said"),
     [
-        (SCARCE, 2500, ("-b", "12", "--threads", "64"), 0, "12 pictures explained"),
+        (SCARCE, 2500, ("-b", "12"), 0, "12 pictures explained"),
         (SCARCE, 500, ("-b", "12", "--threads", "2"), 0, "out of memory: going on with smaller batches"),
         (SCARCE, 1000, ("--resize", "4000", "--crop", "4000"), 1, "1.png: out of memory"),
         (LIMITED, 200, ("--model", "vgg16", "--weights", "random"), 1, "lrp: out of memory"),
