@@ -79,6 +79,9 @@ def explain(
         )
         pictures = find(named, out, progress, report)
 
+        from lrp_cli.runs.spinning import spin_briefly
+
+        spin_briefly()
         # From here on it takes a second or two: torch.
         from lrp_cli.cli.running import run, show_plan
         from lrp_cli.explainer import Explainer

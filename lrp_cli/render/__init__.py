@@ -1,14 +1,14 @@
 """Relevance becomes pictures: a signed array goes in, a Pillow image in honest colours comes out.
 
-The room knows numpy, Pillow and matplotlib, which is imported only where a panel or one of its colour maps is wanted.
-It knows no model, no torch and no file beyond the one it saves.
+The room knows numpy, Pillow, imagecodecs and matplotlib, which is imported only where a panel or one of its colour maps
+is wanted. It knows no model, no torch and no file beyond the one it saves.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from lrp_cli.render.colours import HEATMAP_COLOURS, OVERLAY_COLOURS, colormap_names
-from lrp_cli.render.pictures import OVERLAY_PERCENTILE, SMOOTHING, heatmap, overlay, save_png, write_png
+from lrp_cli.render.pictures import OVERLAY_PERCENTILE, SMOOTHING, encode_png, heatmap, overlay, save_png
 from lrp_cli.render.scaling import PERCENTILE, normalise, pixel_relevance, relevance_limit
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ __all__ = [
     "PERCENTILE",
     "SMOOTHING",
     "colormap_names",
+    "encode_png",
     "heatmap",
     "normalise",
     "overlay",
@@ -28,7 +29,6 @@ __all__ = [
     "pixel_relevance",
     "relevance_limit",
     "save_png",
-    "write_png",
 ]
 
 

@@ -61,13 +61,12 @@ class _Pictures:
         self._laid_out = not self._is_whole
 
     def encode(self, kind: str) -> bytes:
-        buffer = io.BytesIO()
         if kind == "npy":
+            buffer = io.BytesIO()
             np.save(buffer, self._explained.relevance, allow_pickle=False)
-        else:
-            self._lay_out()
-            render.write_png(self._render(kind), buffer)
-        return buffer.getvalue()
+            return buffer.getvalue()
+        self._lay_out()
+        return render.encode_png(self._render(kind))
 
     def _lay_out(self) -> None:
         if self._laid_out or self._explained.original is None:

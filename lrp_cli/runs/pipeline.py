@@ -146,6 +146,7 @@ class Pipeline:
     def _written(self, result: Undrawn | Drawn | Outcome) -> Undrawn | Outcome:
         if not isinstance(result, Drawn):
             return result
+        self._turns.wait()
         record = result.record
         try:
             files = {

@@ -5,8 +5,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-PAUSE = 0.005
-"""In seconds: how long whoever waits for its turn sleeps before it looks again."""
+PAUSE = 0.02
+"""In seconds: how long whoever waits for its turn sleeps before it looks again. Looking takes a core, too."""
 
 
 class Turns:

@@ -11,7 +11,8 @@ overlay and relevance written, against ``python -c "import torch, torchvision"``
 Folder: throughput, pictures a second, without the start of the process. Pictures made from the samples are explained
 by a run as ``lrp explain FOLDER`` does it (found, hashed, decoded, preprocessed, explained, rendered, written and
 recorded), and by the engine alone on the same batches, which lie ready as tensors; in one process, with as many threads
-and pictures at once, and freed memory kept alike. 1.00 would say that all but the network comes for nothing.
+and pictures at once, and memory and waiting threads treated alike. 1.00 would say that all but the network comes for
+nothing.
 """
 
 import argparse
@@ -27,7 +28,10 @@ from tempfile import TemporaryDirectory
 
 from PIL import Image, ImageOps
 
-from lrp_cli.runs import crew
+from lrp_cli.runs.spinning import spin_briefly
+
+spin_briefly()  # as `lrp explain` does, before torch is imported
+from lrp_cli.runs import crew  # noqa: E402
 
 SAMPLES = Path(__file__).resolve().parents[2] / "sample_images"
 SIZE = (500, 375)

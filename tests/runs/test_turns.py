@@ -105,7 +105,9 @@ def test_nothing_is_drawn_while_the_network_has_all_cores(lrp, explain, tmp_path
     assert lrp("verify", tmp_path / "out").code == 0
 
 
-def test_every_picture_waits_for_its_turn_before_it_is_read(explain, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_picture_waits_for_its_turn_before_it_is_read_and_written(
+    explain, monkeypatch: pytest.MonkeyPatch
+) -> None:
     done: dict[str, list[str]] = defaultdict(list)
 
     def noting(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
@@ -117,9 +119,12 @@ def test_every_picture_waits_for_its_turn_before_it_is_read(explain, monkeypatch
 
     monkeypatch.setattr(Turns, "wait", noting("wait", Turns.wait))
     monkeypatch.setattr(loading, "read_picture", noting("read", loading.read_picture))
-    assert explain().code == 0
-    assert sum(map(len, done.values())) == 2 * PICTURES
-    assert all(steps == ["wait", "read"] * (len(steps) // 2) for steps in done.values())
+    monkeypatch.setattr(pipeline, "write_whole", noting("write", pipeline.write_whole))
+    assert explain("--save", "overlay").code == 0
+    assert sum(map(len, done.values())) == 4 * PICTURES
+    for thread, steps in done.items():
+        work = "read" if thread.startswith("lrp-read") else "write"
+        assert steps == ["wait", work] * (len(steps) // 2)
 
 
 def test_one_thread_leaves_a_core_for_everything_else(explain, diary: Diary) -> None:
