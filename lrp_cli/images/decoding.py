@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from lrp_cli.errors import ImageError
 
 # Formats that Pillow only recognises (stubs without a decoder), and EPS, for which it would start Ghostscript.
 _NOT_DECODED = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
+_FIRST = ("JPEG", "PNG")  # most pictures are; others are told apart by what a file begins with, too, one by one
 _WHITE = (255, 255, 255, 255)
 
 
@@ -23,6 +25,11 @@ def readable_formats() -> tuple[str, ...]:
     """Return the names of the formats that are decoded, such as ``"JPEG"``."""
     Image.init()
     return tuple(sorted(set(Image.OPEN) - _NOT_DECODED))
+
+
+@cache
+def _formats_to_try() -> tuple[str, ...]:
+    return *_FIRST, *(name for name in readable_formats() if name not in _FIRST)
 
 
 def readable_suffixes() -> frozenset[str]:
@@ -63,7 +70,7 @@ def read_picture(path: Path, data: bytes | None = None) -> Decoded:
         raise ImageError(f"{path}: is empty (0 bytes)")
     source = path if data is None else io.BytesIO(data)
     try:
-        with _without_remarks(), Image.open(source, formats=readable_formats()) as image:
+        with _without_remarks(), Image.open(source, formats=_formats_to_try()) as image:
             if image.width * image.height > (Image.MAX_IMAGE_PIXELS or float("inf")):
                 raise Image.DecompressionBombError
             image.load()  # before the metadata: damaged pixels must be noticed here

@@ -68,8 +68,11 @@ def write_whole(path: Path, data: bytes, root: Path) -> FileInfo:
     try:
         if path.parent != root and not path.parent.resolve().is_relative_to(root.resolve()):
             raise LrpError(f"{path} would lie outside {root}, by a link; remove the link or give another --out")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(path, data)
+        try:
+            _replace(path, data)
+        except FileNotFoundError:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _replace(path, data)
     except OSError as error:
         raise failed_to_write(path, error) from error
     return FileInfo(path.relative_to(root).as_posix(), len(data), hashlib.sha256(data).hexdigest())

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 from typing import TypeAlias
 
 import torch
@@ -25,7 +26,10 @@ from lrp_cli.runs.targets import is_single
 from lrp_cli.runs.turns import Turns, usable_cores
 
 THREADS = min(4, usable_cores())
-"""So many threads read, so many draw, and so many write. More did not help beside a GPU, on a machine of 16 cores."""
+"""So many threads read, and so many draw. More did not help beside a GPU, on a machine of 16 cores."""
+
+WRITERS = 2 * THREADS
+"""So many write; they wait for the disk most of the time."""
 
 Sink: TypeAlias = Callable[[Sequence[Outcome]], None]
 """Takes the results of one picture. Called from another thread, in order, once they are recorded."""
@@ -67,7 +71,9 @@ class Pipeline:
             LrpError: nothing that concerns one picture alone: the config, the model, the output directory.
             Exception: what ``sink`` raises ends the run; what was begun is recorded still.
         """
-        ahead = 2 * self._network.batches.most
+
+        def ahead() -> int:
+            return 2 * self._turns.batches * self._network.batches.most
 
         def record(group: Group) -> Sequence[Outcome]:
             return self._recorder.record(group.picture, group.loaded, _outcomes(group))
@@ -76,14 +82,21 @@ class Pipeline:
             closing(self._network),
             threads_at_work(THREADS, "lrp-read") as readers,
             Behind(
-                self._draw, self._write, lambda group: sink(record(group)), threads=THREADS, ahead=ahead, late=record
+                self._draw,
+                self._write,
+                lambda group: sink(record(group)),
+                threads=THREADS,
+                writers=WRITERS,
+                ahead=ahead,
+                late=record,
             ) as behind,
             closing(in_order(readers, self._load, pictures, ahead)) as loaded,
             closing(self._turns),
         ):
-            for batch in self._batches(loaded):
+            batches = self._batches(loaded)
+            while together := list(islice(batches, self._turns.batches)):
                 behind.check()
-                for group in self._explain(batch, behind.wait_until_drawn):
+                for group in self._explain(together, behind.wait_until_drawn):
                     behind.put(group)
                 while self._network.notes:
                     note(self._network.notes.pop())
@@ -114,15 +127,17 @@ class Pipeline:
         if batch:
             yield batch
 
-    def _explain(self, batch: Sequence[Group], before: Callable[[], None]) -> list[Group]:
-        loaded = [group.loaded for group in batch if group.loaded]
-        if not loaded:
-            return [*batch]
+    def _explain(self, batches: Sequence[Sequence[Group]], before: Callable[[], None]) -> list[Group]:
+        groups = [*chain.from_iterable(batches)]
+        loaded = [[group.loaded for group in batch if group.loaded] for batch in batches]
+        targets = [one.targets for one in chain.from_iterable(loaded)]
+        if not targets:
+            return groups
         # Each thread needs a picture to draw, and none is to wait for the disk, as _draw does with several results.
-        pays = len(loaded) >= THREADS and is_single([one.targets for one in loaded])
-        with self._turns.network(before) if pays else nullcontext():
-            results = iter(self._network.explain(loaded))
-        return [replace(group, results=next(results)) if group.loaded else group for group in batch]
+        pays = len(targets) >= THREADS and is_single(targets)
+        with self._turns.network(sum(map(bool, loaded)), before) if pays else nullcontext():
+            results = iter([result for batch in loaded for result in self._network.explain(batch)])
+        return [replace(group, results=next(results)) if group.loaded else group for group in groups]
 
     def _draw(self, group: Group) -> Group:
         if self._settings.full or len(group.results) > 1:
@@ -162,7 +177,7 @@ class Pipeline:
 
 def most_threads() -> int:
     """Return how many threads a run starts at most: its own, and those that torch has for each that calls it."""
-    return 3 * THREADS + crew.MOST + 1 + 2 * torch.get_num_threads()
+    return 2 * THREADS + WRITERS + crew.MOST + 1 + 2 * torch.get_num_threads()
 
 
 def _draws_on_all_cores(settings: Settings) -> bool:

@@ -14,7 +14,7 @@ PATIENCE = 10.0
 """How long a run that was broken off waits, in seconds, for whoever reads its results."""
 
 PAUSE = 0.001
-"""In seconds: how long whoever waits for drawings sleeps before it looks again."""
+"""In seconds: how long whoever waits for drawings, or for room, sleeps before it looks again."""
 
 RECORDER = "lrp-record"
 """The name of the thread that records."""
@@ -48,9 +48,9 @@ def threads_at_work(count: int, name: str, begin: Callable[[], object] = lambda:
 
 
 def in_order(
-    executor: Executor, work: Callable[[Item], Result], items: Iterable[Item], ahead: int
+    executor: Executor, work: Callable[[Item], Result], items: Iterable[Item], ahead: Callable[[], int]
 ) -> Generator[Result]:
-    """Yield ``work(item)`` for each item, in order, while up to ``ahead`` further items are worked on.
+    """Yield ``work(item)`` for each item, in order, while up to ``ahead()`` further items are worked on.
 
     Items are taken only as results are asked for, so that memory stays flat however many there are. When the consumer
     stops, what has not begun is cancelled.
@@ -59,7 +59,7 @@ def in_order(
     try:
         for item in items:
             waiting.append(executor.submit(work, item))
-            if len(waiting) > ahead:
+            while len(waiting) > ahead():
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
@@ -83,10 +83,11 @@ class Behind(Generic[Item, Intermediate, Result]):
         sink: Callable[[Result], object],
         *,
         threads: int,
-        ahead: int,
+        writers: int,
+        ahead: Callable[[], int],
         late: Callable[[Result], object] = lambda _: None,
     ) -> None:
-        """Prepare to hold at most ``ahead`` items, with so many ``threads`` for each step.
+        """Prepare to hold at most ``ahead()`` items, which so many ``threads`` draw and so many ``writers`` write.
 
         ``late`` is given, in place of ``sink``, what was begun before that raised something.
         """
@@ -95,9 +96,10 @@ class Behind(Generic[Item, Intermediate, Result]):
         self._sink = sink
         self._late = late
         self._drawers = threads_at_work(threads, "lrp-draw")
-        self._writers = threads_at_work(threads, "lrp-write")
+        self._writers = threads_at_work(writers, "lrp-write")
         self._drawing: list[Future[Intermediate]] = []
-        self._queue: queue.Queue[tuple[Future[Intermediate], Future[Result]] | None] = queue.Queue(ahead)
+        self._ahead = ahead
+        self._queue: queue.SimpleQueue[tuple[Future[Intermediate], Future[Result]] | None] = queue.SimpleQueue()
         self._problem: BaseException | None = None
         # A daemon: where the reader of our output stands still, the thread may never end.
         self._thread = threading.Thread(target=self._hand_on, name=RECORDER, daemon=True)
@@ -105,6 +107,9 @@ class Behind(Generic[Item, Intermediate, Result]):
     def put(self, item: Item) -> None:
         """Take an item; waits while too many are on their way, and raises what a step or ``sink`` raised."""
         self.check()
+        while self._queue.qsize() >= self._ahead():
+            time.sleep(PAUSE)
+            self.check()
         drawn = self._drawers.submit(self._draw, item)
         self._drawing = [future for future in self._drawing if not future.done()] + [drawn]
         self._queue.put((drawn, self._writers.submit(lambda: self._write(drawn.result()))))
@@ -135,8 +140,7 @@ class Behind(Generic[Item, Intermediate, Result]):
     ) -> None:
         """Finish what was put in; after an error or a signal, too, if that does not take long."""
         in_haste = error is not None
-        with contextlib.suppress(queue.Full):
-            self._queue.put(None, timeout=PATIENCE if in_haste else None)
+        self._queue.put(None)
         self._thread.join(PATIENCE if in_haste else None)
         for executor in (self._drawers, self._writers):
             executor.shutdown(wait=not in_haste, cancel_futures=in_haste or self._problem is not None)

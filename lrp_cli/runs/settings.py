@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
 from pathlib import Path
@@ -83,11 +84,14 @@ class Provenance:
             "labels": _sha256("\n".join(model.labels)),
             "seed": settings.seed,
         }
+        self._digest_for = lru_cache(maxsize=64)(self._digested)
 
     def digest(self, targets: Sequence[str] = ()) -> str:
         """Return the digest for a picture that is explained for ``targets``, or for those of the run."""
-        decisive = self._decisive | {"targets": list(targets or self._targets)}
-        return _sha256(json.dumps(decisive, sort_keys=True))[:16]
+        return self._digest_for(tuple(targets or self._targets))
+
+    def _digested(self, targets: tuple[str, ...]) -> str:
+        return _sha256(json.dumps(self._decisive | {"targets": targets}, sort_keys=True))[:16]
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -84,7 +84,7 @@ def folder(pictures: int, batch_size: int, rounds: int, device: str) -> dict[str
             settings = Settings(
                 targets=("predicted",),
                 kinds=("overlay", "npy"),
-                directory=Path(directory, "out"),
+                directory=Path(directory, "out", part.name),
                 batch_size=batch_size,
                 device=torch.device(device),
             )

@@ -109,7 +109,9 @@ def test_a_result_does_not_wait_for_later_batches() -> None:
         seen.append(value)
         arrived.set()
 
-    with Behind(lambda value: 2 * value, lambda value: value + 1, sink, threads=2, ahead=16) as behind:
+    with Behind(
+        lambda value: 2 * value, lambda value: value + 1, sink, threads=2, writers=2, ahead=lambda: 16
+    ) as behind:
         behind.put(1)
         assert arrived.wait(10)
         assert seen == [3]
@@ -127,7 +129,10 @@ def test_what_the_sink_raises_stops_the_run_and_nothing_more_is_handed_on() -> N
             raise KeyError(value)
         seen.append(value)
 
-    with pytest.raises(KeyError), Behind(lambda value: value, lambda value: value, sink, threads=3, ahead=2) as behind:
+    with (
+        pytest.raises(KeyError),
+        Behind(lambda value: value, lambda value: value, sink, threads=3, writers=3, ahead=lambda: 2) as behind,
+    ):
         for value in range(1000):
             behind.put(value)
     assert seen == [0, 1, 2]
@@ -151,7 +156,10 @@ def test_what_was_begun_before_the_sink_raised_is_handed_on_late() -> None:
     def sink(value: int) -> None:
         raise KeyError(value)
 
-    with pytest.raises(KeyError), Behind(draw, write, sink, threads=2, ahead=8, late=late.append) as behind:
+    with (
+        pytest.raises(KeyError),
+        Behind(draw, write, sink, threads=2, writers=2, ahead=lambda: 8, late=late.append) as behind,
+    ):
         for value in range(4):
             behind.put(value)
         while len(begun) < 4:

@@ -14,6 +14,7 @@ import torch
 from lrp_cli.errors import ConfigError
 from lrp_cli.images.preprocessing import Preprocessing
 from lrp_cli.runs import crew, loading, network, outputs, pipeline
+from lrp_cli.runs import turns as turns_module
 from lrp_cli.runs.files import StorageError
 from lrp_cli.runs.prefetch import Behind
 from lrp_cli.runs.signals import Interrupted
@@ -179,7 +180,7 @@ def test_the_gate() -> None:
     turns, came = Turns(are_taken=True), threading.Event()
     waiting = threading.Thread(target=lambda: (turns.wait(), came.set()), daemon=True)
     turns.wait()
-    with pytest.raises(KeyError), turns.network(turns.wait):
+    with pytest.raises(KeyError), turns.network(1, turns.wait):
         waiting.start()
         assert not came.wait(0.2)
         raise KeyError
@@ -187,7 +188,7 @@ def test_the_gate() -> None:
 
 
 def test_a_gate_that_a_signal_has_left_closed_is_opened_at_the_end(explain, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(self: Turns, _: object) -> None:
+    def broken(self: Turns, *_: object) -> None:
         self._is_closed = True
         time.sleep(0.1)  # the readers reach the gate
         raise Interrupted(signal.SIGINT)
@@ -211,10 +212,54 @@ def test_no_turns_where_drawing_leaves_cores_idle_or_waits_for_the_disk(
 
     monkeypatch.setattr(Behind, "wait_until_drawn", noted)
     assert explain().code == 0
-    assert len(waited) == PICTURES // 4
+    assert waited
     waited.clear()
     assert explain("--force", *options).code == 0
     assert not waited
+
+
+@pytest.mark.parametrize(
+    ("batches", "seconds", "expected"),
+    [(1, 2.0, 1), (1, 0.4, 2), (2, 0.8, 2), (2, 1.0, 2), (1, 0.01, turns_module.MOST), (4, 8.0, 1)],
+)
+def test_a_turn_takes_as_many_batches_as_make_it_last_a_second(
+    monkeypatch: pytest.MonkeyPatch, batches: int, seconds: float, expected: int
+) -> None:
+    clock = iter([10.0, 10.0 + seconds])
+    monkeypatch.setattr(turns_module.time, "perf_counter", lambda: next(clock))
+    turns = Turns(are_taken=True)
+    with turns.network(batches, lambda: None):
+        pass
+    assert turns.batches == expected
+
+
+def test_small_batches_go_through_the_network_in_one_turn(explain, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+    network_of = Turns.network
+
+    def noted(self: Turns, batches: int, before: Callable[[], None]) -> Any:
+        taken.append(batches)
+        return network_of(self, batches, before)
+
+    monkeypatch.setattr(Turns, "network", noted)
+    monkeypatch.setattr(turns_module, "LENGTH", 1000.0)
+    result = explain()
+    assert result.code == 0, result.err
+    assert [record["image"] for record in result.records] == sorted(record["image"] for record in result.records)
+    assert taken == [1, 4, 1]
+    assert len(result.records) == PICTURES == 4 * sum(taken)
+
+
+def test_turns_with_slow_networks_stay_short(explain, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns_module, "LENGTH", 1e-6)
+    waited: list[Behind[Any, Any, Any]] = []
+
+    def noted(self: Behind[Any, Any, Any]) -> None:
+        waited.append(self)
+
+    monkeypatch.setattr(Behind, "wait_until_drawn", noted)
+    assert explain().code == 0
+    assert len(waited) == PICTURES // 4
 
 
 def test_a_gate_that_stays_open() -> None:
@@ -223,8 +268,9 @@ def test_a_gate_that_stays_open() -> None:
     def never() -> None:
         raise AssertionError("nobody is to be waited for")
 
-    with turns.network(never):
+    with turns.network(1, never):
         turns.wait()
+    assert turns.batches == 1
 
 
 def test_what_was_put_in_is_drawn_but_need_not_be_written() -> None:
@@ -241,7 +287,7 @@ def test_what_was_put_in_is_drawn_but_need_not_be_written() -> None:
         return value
 
     seen: list[int] = []
-    with Behind(draw, write, seen.append, threads=2, ahead=8) as behind:
+    with Behind(draw, write, seen.append, threads=2, writers=2, ahead=lambda: 8) as behind:
         for value in range(5):
             behind.put(value)
         behind.wait_until_drawn()
@@ -255,7 +301,10 @@ def test_what_cannot_be_drawn_does_not_hold_up_whoever_waits() -> None:
     def draw(value: int) -> int:
         raise KeyError(value)
 
-    with pytest.raises(KeyError), Behind(draw, lambda value: value, print, threads=1, ahead=8) as behind:
+    with (
+        pytest.raises(KeyError),
+        Behind(draw, lambda value: value, print, threads=1, writers=1, ahead=lambda: 8) as behind,
+    ):
         behind.put(1)
         behind.wait_until_drawn()
 
@@ -275,7 +324,7 @@ def test_what_is_not_drawn_yet_is_left_when_the_run_has_failed() -> None:
         all_are_in.wait(30)
         raise KeyError(value)
 
-    with pytest.raises(KeyError), Behind(draw, write, print, threads=1, ahead=64) as behind:
+    with pytest.raises(KeyError), Behind(draw, write, print, threads=1, writers=1, ahead=lambda: 64) as behind:
         for value in range(32):
             behind.put(value)
         all_are_in.set()
