@@ -14,6 +14,9 @@ from lrp_cli.render.scaling import PERCENTILE, FloatArray, normalise, smooth
 
 OVERLAY_PERCENTILE = 99.9
 SMOOTHING = 1.5
+LONGEST = 1_000_000
+"""In pixels: how long a side of a PNG may be, by libpng."""
+
 HAZE = 0.1
 """``k`` in the opacity of :func:`overlay`: below ``m = √k`` a pixel is mostly photograph, above mostly colour."""
 
@@ -105,14 +108,24 @@ def save_png(image: Image.Image, path: str | Path) -> None:
 
 
 def encode_png(image: Image.Image) -> bytes:
-    """Return an RGB picture as the contents of a PNG file.
+    """Return a grey or RGB picture, with or without transparency, as the contents of a PNG file; others become RGB.
 
     Only repetitions of a byte are looked for, as relevance repeats nothing else, and every row is filtered alike
     (Paeth). Pillow can be told the former and not the latter: it tries all filters on each row, and takes twice as long
     for an overlay, which becomes no smaller (``python -m tests.benchmarks.pictures``).
+
+    Raises:
+        LrpError: the picture is too long for a PNG.
+        MemoryError: there is not enough memory.
     """
-    pixels, flags = np.asarray(image.convert("RGB")), {"strategy": PNG.STRATEGY.RLE, "filter": PNG.FILTER.PAETH}
-    return bytes(png_encode(pixels, level=PNG.COMPRESSION.SPEED, **flags))
+    if max(image.size) > LONGEST:
+        raise LrpError(f"a side of more than {LONGEST:,} pixels is too long for a PNG")
+    pixels = np.asarray(image if image.mode in {"L", "LA", "RGB", "RGBA"} else image.convert("RGB"))
+    flags = {"strategy": PNG.STRATEGY.RLE, "filter": PNG.FILTER.PAETH}
+    try:
+        return bytes(png_encode(pixels, level=PNG.COMPRESSION.SPEED, **flags))
+    except RuntimeError as error:  # libpng's own, of which nothing but a lack of memory is left
+        raise MemoryError(str(error)) from error
 
 
 def _entries(level: FloatArray) -> npt.NDArray[np.intp]:

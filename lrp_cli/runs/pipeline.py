@@ -1,16 +1,16 @@
 """A run: pictures are decoded ahead, explained in batches, and drawn, written and recorded behind, in order."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
-from itertools import chain, islice
+from itertools import chain
 from typing import TypeAlias
 
 import torch
 
 from lrp_cli.errors import LrpError
 from lrp_cli.explainer import Explainer
-from lrp_cli.models import LoadedModel
+from lrp_cli.models import LoadedModel, Target
 from lrp_cli.runs import crew
 from lrp_cli.runs.files import StorageError, write_whole
 from lrp_cli.runs.loading import Loader
@@ -22,6 +22,7 @@ from lrp_cli.runs.recording import Recorder
 from lrp_cli.runs.records import Failure, Outcome, Record
 from lrp_cli.runs.settings import Settings
 from lrp_cli.runs.shares import Loaded, Undrawn
+from lrp_cli.runs.signals import raise_if_interrupted
 from lrp_cli.runs.targets import is_single
 from lrp_cli.runs.turns import Turns, usable_cores
 
@@ -73,7 +74,7 @@ class Pipeline:
         """
 
         def ahead() -> int:
-            return 2 * self._turns.batches * self._network.batches.most
+            return 2 * max(self._network.batches.most, self._turns.batches * self._network.batches.size)
 
         def record(group: Group) -> Sequence[Outcome]:
             return self._recorder.record(group.picture, group.loaded, _outcomes(group))
@@ -93,11 +94,17 @@ class Pipeline:
             closing(in_order(readers, self._load, pictures, ahead)) as loaded,
             closing(self._turns),
         ):
-            batches = self._batches(loaded)
-            while together := list(islice(batches, self._turns.batches)):
-                behind.check()
-                for group in self._explain(together, behind.wait_until_drawn):
-                    behind.put(group)
+            for together in self._together(self._batches(loaded)):
+                behind.wait_for_room()
+                explained: list[Group] = []
+                try:
+                    with self._turn(together, behind.wait_until_drawn):
+                        for batch in together:
+                            raise_if_interrupted()
+                            explained += self._explain(batch)
+                finally:
+                    for group in explained:
+                        behind.put(group)
                 while self._network.notes:
                     note(self._network.notes.pop())
         self._network.raise_if_refused()
@@ -127,17 +134,36 @@ class Pipeline:
         if batch:
             yield batch
 
-    def _explain(self, batches: Sequence[Sequence[Group]], before: Callable[[], None]) -> list[Group]:
-        groups = [*chain.from_iterable(batches)]
-        loaded = [[group.loaded for group in batch if group.loaded] for batch in batches]
-        targets = [one.targets for one in chain.from_iterable(loaded)]
-        if not targets:
-            return groups
+    def _together(self, batches: Iterable[list[Group]]) -> Iterator[list[list[Group]]]:
+        """Put batches together that the network explains in one turn; those with several results stay alone."""
+        together: list[list[Group]] = []
+        for batch in batches:
+            if not is_single(_targets(batch)):
+                self._turns.batches = 1
+                if together:
+                    yield together
+                yield [batch]
+                together = []
+                continue
+            together.append(batch)
+            if len(together) >= self._turns.batches:
+                yield together
+                together = []
+        if together:
+            yield together
+
+    def _turn(self, together: Sequence[Sequence[Group]], before: Callable[[], None]) -> AbstractContextManager[None]:
+        """Return the turn of the network in which batches are explained, if they are to have one."""
+        targets = [_targets(batch) for batch in together]
+        of_all = [*chain.from_iterable(targets)]
         # Each thread needs a picture to draw, and none is to wait for the disk, as _draw does with several results.
-        pays = len(targets) >= THREADS and is_single(targets)
-        with self._turns.network(sum(map(bool, loaded)), before) if pays else nullcontext():
-            results = iter([result for batch in loaded for result in self._network.explain(batch)])
-        return [replace(group, results=next(results)) if group.loaded else group for group in groups]
+        pays = len(of_all) >= THREADS and is_single(of_all)
+        return self._turns.network(sum(map(bool, targets)), before) if pays else nullcontext()
+
+    def _explain(self, batch: Sequence[Group]) -> list[Group]:
+        loaded = [group.loaded for group in batch if group.loaded]
+        results = iter(self._network.explain(loaded) if loaded else [])
+        return [replace(group, results=next(results)) if group.loaded else group for group in batch]
 
     def _draw(self, group: Group) -> Group:
         if self._settings.full or len(group.results) > 1:
@@ -161,7 +187,6 @@ class Pipeline:
     def _written(self, result: Undrawn | Drawn | Outcome) -> Undrawn | Outcome:
         if not isinstance(result, Drawn):
             return result
-        self._turns.wait()
         record = result.record
         try:
             files = {
@@ -190,6 +215,10 @@ def _draws_on_all_cores(settings: Settings) -> bool:
 
 def _failed(record: Record, error: LrpError) -> Failure:
     return Failure(record.image, f"{record.image}: {error}")
+
+
+def _targets(batch: Sequence[Group]) -> list[tuple[Target, ...]]:
+    return [group.loaded.targets for group in batch if group.loaded]
 
 
 def _outcomes(group: Group) -> list[Outcome]:

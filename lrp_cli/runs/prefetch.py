@@ -87,7 +87,7 @@ class Behind(Generic[Item, Intermediate, Result]):
         ahead: Callable[[], int],
         late: Callable[[Result], object] = lambda _: None,
     ) -> None:
-        """Prepare to hold at most ``ahead()`` items, which so many ``threads`` draw and so many ``writers`` write.
+        """Prepare to hold some ``ahead()`` items, which so many ``threads`` draw and so many ``writers`` write.
 
         ``late`` is given, in place of ``sink``, what was begun before that raised something.
         """
@@ -105,14 +105,17 @@ class Behind(Generic[Item, Intermediate, Result]):
         self._thread = threading.Thread(target=self._hand_on, name=RECORDER, daemon=True)
 
     def put(self, item: Item) -> None:
-        """Take an item; waits while too many are on their way, and raises what a step or ``sink`` raised."""
+        """Take an item; never waits."""
+        drawn = self._drawers.submit(self._draw, item)
+        self._drawing = [future for future in self._drawing if not future.done()] + [drawn]
+        self._queue.put((drawn, self._writers.submit(lambda: self._write(drawn.result()))))
+
+    def wait_for_room(self) -> None:
+        """Return when fewer than ``ahead()`` items are on their way; raises what a step or ``sink`` raised."""
         self.check()
         while self._queue.qsize() >= self._ahead():
             time.sleep(PAUSE)
             self.check()
-        drawn = self._drawers.submit(self._draw, item)
-        self._drawing = [future for future in self._drawing if not future.done()] + [drawn]
-        self._queue.put((drawn, self._writers.submit(lambda: self._write(drawn.result()))))
 
     def wait_until_drawn(self) -> None:
         """Return when all items have been drawn, which may be still to be written; raises what went wrong with them.

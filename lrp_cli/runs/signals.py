@@ -22,6 +22,22 @@ class Interrupted(BaseException):
         self.exit_code = 128 + number
 
 
+class _Asked:
+    """The signal that asked the process to end, if one has come."""
+
+    number: int | None = None
+
+
+def raise_if_interrupted() -> None:
+    """Raise :class:`Interrupted` if a signal has come within :func:`interruptible`.
+
+    It was raised when it came, wherever the main thread was then, and code in C may pass over that: two of some two
+    hundred signals that came while the first pictures were explained were lost.
+    """
+    if _Asked.number is not None:
+        raise Interrupted(_Asked.number)
+
+
 @contextmanager
 def interruptible() -> Iterator[None]:
     """Within, the first signal raises :class:`Interrupted` in the main thread; a second one ends the process at once.
@@ -31,13 +47,11 @@ def interruptible() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    asked = False
 
     def interrupt(number: int, _: FrameType | None) -> None:
-        nonlocal asked
-        if asked:
+        if _Asked.number is not None:
             os._exit(128 + number)
-        asked = True
+        _Asked.number = number
         raise Interrupted(number)
 
     before = {number: signal.getsignal(number) for number in _SIGNALS}
@@ -49,3 +63,4 @@ def interruptible() -> Iterator[None]:
     finally:
         for number in taken:
             signal.signal(number, before[number])
+        _Asked.number = None

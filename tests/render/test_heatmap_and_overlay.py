@@ -1,13 +1,16 @@
 """Heatmap and overlay: what a colour says is what the relevance says."""
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
+from imagecodecs import PngError
 from PIL import Image
 
 from lrp_cli.errors import EngineError, LrpError, UsageError
-from lrp_cli.render import heatmap, overlay, relevance_limit, save_png
+from lrp_cli.render import encode_png, heatmap, overlay, pictures, relevance_limit, save_png
+from lrp_cli.render.pictures import LONGEST
 
 SHAPES = [(3, 224, 224), (3, 32, 32), (50, 80), (3, 1, 1), (3, 7, 300)]
 
@@ -164,6 +167,29 @@ def test_png_keeps_every_pixel(tmp_path: Path):
     with Image.open(tmp_path / "a heatmap.without-suffix") as read:
         assert read.format == "PNG"
         assert read.tobytes() == image.tobytes()
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "1"])
+def test_png_of_every_kind_of_picture(mode: str):
+    image = heatmap(some_relevance()).convert(mode)
+    with Image.open(io.BytesIO(encode_png(image))) as read:
+        assert read.convert("RGB").tobytes() == image.convert("RGB").tobytes()
+        assert read.mode == (mode if mode in {"L", "RGBA"} else "RGB")
+
+
+def test_png_that_would_be_too_long_is_one_line():
+    with pytest.raises(LrpError, match="too long for a PNG"):
+        encode_png(Image.new("L", (LONGEST + 1, 1)))
+    assert encode_png(Image.new("L", (LONGEST, 1))).startswith(b"\x89PNG")
+
+
+def test_png_without_memory(monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: object, **__: object) -> None:
+        raise PngError("png_encode", "insufficient memory")
+
+    monkeypatch.setattr(pictures, "png_encode", fail)
+    with pytest.raises(MemoryError):
+        encode_png(Image.new("RGB", (2, 2)))
 
 
 def test_png_that_cannot_be_written_is_one_line(tmp_path: Path):

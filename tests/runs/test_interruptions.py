@@ -1,5 +1,6 @@
 """Signals, kills and pipes: whatever happens, the manifest is valid and the run can go on."""
 
+import contextlib
 import json
 import os
 import random
@@ -8,12 +9,15 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from lrp_cli.runs.manifest import read_lines
+from lrp_cli.runs.network import Network
+from lrp_cli.runs.shares import Loaded, Results
+from lrp_cli.runs.signals import Interrupted, interruptible, raise_if_interrupted
 
 SMALL = ("-c", "epsilon", "--resize", "64", "--crop", "64")
 
@@ -50,6 +54,34 @@ def test_a_signal_ends_a_run_in_good_order(lrp, pictures: Path, tmp_path: Path, 
     rest = lrp.explain(pictures, "-o", out, "--json")
     assert sum(record.get("skipped", False) for record in rest.records) == len(done)
     assert lrp("verify", out).code == 0
+
+
+def test_a_signal_that_was_passed_over_is_raised_again() -> None:
+    raise_if_interrupted()
+    with pytest.raises(Interrupted) as caught, interruptible():
+        with contextlib.suppress(Interrupted):  # as C++ code may
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+        raise_if_interrupted()
+    assert caught.value.exit_code == 130
+    raise_if_interrupted()
+
+
+def test_a_run_looks_whether_a_signal_was_passed_over(lrp, pictures: Path, tmp_path: Path, monkeypatch) -> None:
+    explain, batches = Network.explain, []
+
+    def passing_over(self: Network, batch: Sequence[Loaded]) -> list[Results]:
+        batches.append(batch)
+        if len(batches) == 2:
+            with contextlib.suppress(Interrupted):
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(1)
+        return explain(self, batch)
+
+    monkeypatch.setattr(Network, "explain", passing_over)
+    assert lrp.explain(pictures, "-o", tmp_path / "out", "-b", "4").code == 143
+    assert len(batches) == 2
+    assert len(finished(tmp_path / "out")) == 8  # what was explained is recorded
 
 
 def test_a_signal_before_the_first_picture(lrp, pictures: Path, tmp_path: Path) -> None:
@@ -134,8 +166,61 @@ def test_what_the_sink_raises_stops_the_run_and_nothing_more_is_handed_on() -> N
         Behind(lambda value: value, lambda value: value, sink, threads=3, writers=3, ahead=lambda: 2) as behind,
     ):
         for value in range(1000):
+            behind.wait_for_room()
             behind.put(value)
     assert seen == [0, 1, 2]
+
+
+def test_whoever_is_far_ahead_waits_for_room() -> None:
+    from lrp_cli.runs.prefetch import Behind
+
+    may_write = threading.Event()
+    put: list[int] = []
+
+    def write(value: int) -> int:
+        assert may_write.wait(30)
+        return value
+
+    def put_all(behind: Behind[int, int, int]) -> None:
+        for value in range(20):
+            behind.wait_for_room()
+            behind.put(value)
+            put.append(value)
+
+    with Behind(lambda value: value, write, lambda _: None, threads=1, writers=1, ahead=lambda: 5) as behind:
+        thread = threading.Thread(target=put_all, args=(behind,), daemon=True)
+        thread.start()
+        thread.join(0.3)
+        assert len(put) in {5, 6}  # the one that is being written is in the queue no more
+        may_write.set()
+        thread.join(30)
+    assert put == [*range(20)]
+
+
+def test_items_are_taken_only_so_far_ahead() -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    from lrp_cli.runs.prefetch import in_order
+
+    taken: list[int] = []
+    ahead = [6]
+
+    def items() -> Iterator[int]:
+        for item in range(30):
+            taken.append(item)
+            yield item
+
+    with ThreadPoolExecutor(2) as executor:
+        results = in_order(executor, lambda item: -item, items(), lambda: ahead[0])
+        assert next(results) == 0
+        assert len(taken) == 7
+        ahead[0] = 2
+        assert [next(results) for _ in range(4)] == [-1, -2, -3, -4]
+        assert len(taken) == 7
+        ahead[0] = 10
+        assert next(results) == -5
+        assert len(taken) == 16
+        assert list(results) == [-item for item in range(6, 30)]
 
 
 def test_what_was_begun_before_the_sink_raised_is_handed_on_late() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lrp_cli.runs.spinning import TIMES
+from lrp_cli.runs.spinning import SETTINGS, TIMES
 
 SAMPLE = Path(__file__).resolve().parents[2] / "sample_images" / "cat.jpg"
 WATCHED = """
@@ -30,7 +30,7 @@ main()
 def test_it_is_said_before_torch_is_there_and_not_where_the_user_says_something_else(
     tmp_path: Path, user: dict[str, str], expected: str
 ) -> None:
-    environment = {name: value for name, value in os.environ.items() if name not in {"GOMP_SPINCOUNT", *user}}
+    environment = {name: value for name, value in os.environ.items() if name not in SETTINGS}
     command = [sys.executable, "-c", WATCHED, "explain", str(SAMPLE), "-o", str(tmp_path), "--dry-run", "--quiet"]
     done = subprocess.run(command, env=environment | user, capture_output=True, text=True, check=True)
     assert done.stderr.split() == [expected]

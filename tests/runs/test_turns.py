@@ -106,9 +106,7 @@ def test_nothing_is_drawn_while_the_network_has_all_cores(lrp, explain, tmp_path
     assert lrp("verify", tmp_path / "out").code == 0
 
 
-def test_every_picture_waits_for_its_turn_before_it_is_read_and_written(
-    explain, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_picture_waits_for_its_turn_before_it_is_read(explain, monkeypatch: pytest.MonkeyPatch) -> None:
     done: dict[str, list[str]] = defaultdict(list)
 
     def noting(name: str, work: Callable[..., Any]) -> Callable[..., Any]:
@@ -120,12 +118,9 @@ def test_every_picture_waits_for_its_turn_before_it_is_read_and_written(
 
     monkeypatch.setattr(Turns, "wait", noting("wait", Turns.wait))
     monkeypatch.setattr(loading, "read_picture", noting("read", loading.read_picture))
-    monkeypatch.setattr(pipeline, "write_whole", noting("write", pipeline.write_whole))
-    assert explain("--save", "overlay").code == 0
-    assert sum(map(len, done.values())) == 4 * PICTURES
-    for thread, steps in done.items():
-        work = "read" if thread.startswith("lrp-read") else "write"
-        assert steps == ["wait", work] * (len(steps) // 2)
+    assert explain().code == 0
+    assert sum(map(len, done.values())) == 2 * PICTURES
+    assert all(steps == ["wait", "read"] * (len(steps) // 2) for steps in done.values())
 
 
 def test_one_thread_leaves_a_core_for_everything_else(explain, diary: Diary) -> None:
@@ -248,6 +243,45 @@ def test_small_batches_go_through_the_network_in_one_turn(explain, monkeypatch: 
     assert [record["image"] for record in result.records] == sorted(record["image"] for record in result.records)
     assert taken == [1, 4, 1]
     assert len(result.records) == PICTURES == 4 * sum(taken)
+
+
+def test_what_was_explained_before_a_turn_failed_is_recorded(
+    lrp, explain, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    explained: list[int] = []
+    explain_batch = network.Network.explain
+
+    def failing(self: network.Network, batch: Any) -> Any:
+        if len(explained) == 3:
+            raise ConfigError("the config does not fit")
+        explained.append(len(batch))
+        return explain_batch(self, batch)
+
+    monkeypatch.setattr(network.Network, "explain", failing)
+    monkeypatch.setattr(turns_module, "LENGTH", 1000.0)
+    assert explain().code == 4
+    manifest = (tmp_path / "out" / "manifest.jsonl").read_text().splitlines()
+    assert len(manifest) == sum(explained) == 12
+    assert lrp("verify", tmp_path / "out").code == 0
+
+
+def test_batches_with_several_results_are_not_held_together(
+    lrp, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together: list[int] = []
+    turn_of = pipeline.Pipeline._turn
+
+    def noted(self: Any, batches: Any, before: Any) -> Any:
+        together.append(len(batches))
+        return turn_of(self, batches, before)
+
+    monkeypatch.setattr(pipeline.Pipeline, "_turn", noted)
+    monkeypatch.setattr(turns_module, "LENGTH", 1000.0)
+    rows = [f"{pictures}/{seed:02}.png,{'top:2' if seed >= PICTURES // 2 else 'predicted'}" for seed in range(PICTURES)]
+    (tmp_path / "list.csv").write_text("\n".join(["image,target", *rows]))
+    result = lrp.explain(tmp_path / "list.csv", "-o", tmp_path / "out", "-b", "4", "--threads", "2", "--device", "cpu")
+    assert result.code == 0, result.err
+    assert together == [1, 2, 1, 1, 1]  # the second turn takes what is there before those with two targets each
 
 
 def test_turns_with_slow_networks_stay_short(explain, monkeypatch: pytest.MonkeyPatch) -> None:
