@@ -14,11 +14,11 @@ from lrp_cli.render.scaling import PERCENTILE, FloatArray, normalise, smooth
 
 OVERLAY_PERCENTILE = 99.9
 SMOOTHING = 1.5
-LONGEST = 1_000_000
-"""In pixels: how long a side of a PNG may be, by libpng."""
-
 HAZE = 0.1
 """``k`` in the opacity of :func:`overlay`: below ``m = √k`` a pixel is mostly photograph, above mostly colour."""
+
+LONGEST = 1_000_000
+"""In pixels: how long a side of a PNG may be, by libpng."""
 
 
 def heatmap(
@@ -99,7 +99,8 @@ def save_png(image: Image.Image, path: str | Path) -> None:
     """Write a PNG (:func:`encode_png`).
 
     Raises:
-        LrpError: the file could not be written.
+        LrpError: the file could not be written, or the picture is too long for a PNG.
+        MemoryError: there is not enough memory.
     """
     try:
         Path(path).write_bytes(encode_png(image))

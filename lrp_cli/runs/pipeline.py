@@ -139,7 +139,7 @@ class Pipeline:
         together: list[list[Group]] = []
         for batch in batches:
             if not is_single(_targets(batch)):
-                self._turns.batches = 1
+                self._turns.batches = 1  # no more is read ahead than for one batch
                 if together:
                     yield together
                 yield [batch]

@@ -87,9 +87,10 @@ class Behind(Generic[Item, Intermediate, Result]):
         ahead: Callable[[], int],
         late: Callable[[Result], object] = lambda _: None,
     ) -> None:
-        """Prepare to hold some ``ahead()`` items, which so many ``threads`` draw and so many ``writers`` write.
+        """Prepare: so many ``threads`` draw, and so many ``writers`` write.
 
-        ``late`` is given, in place of ``sink``, what was begun before that raised something.
+        :meth:`wait_for_room` waits while ``ahead()`` items are on their way. ``late`` is given, in place of ``sink``,
+        what was begun before that raised something.
         """
         self._draw = draw
         self._write = write

@@ -1,6 +1,6 @@
 """Time and size of the PNGs that are written, as multiples of Pillow's with the same search for repetitions.
 
-python -m tests.benchmarks.pictures
+Run it with ``python -m tests.benchmarks.pictures``; the pictures are renderings of the samples.
 """
 
 import io
