@@ -31,8 +31,8 @@ class _Asked:
 def raise_if_interrupted() -> None:
     """Raise :class:`Interrupted` if a signal has come within :func:`interruptible`.
 
-    It was raised when it came, wherever the main thread was then, and code in C may pass over that: two of some two
-    hundred signals that came while the first pictures were explained were lost.
+    It was raised when it came, wherever the main thread was then, and code in C may pass over that. Of some three
+    hundred signals that came while the first pictures were explained, two had no effect; it is not known why.
     """
     if _Asked.number is not None:
         raise Interrupted(_Asked.number)
