@@ -77,7 +77,7 @@ class Explainer:
 
     The model is left exactly as it is: parameters, buffers, hooks, training flags and ``requires_grad``. It is run in
     arithmetic as exact as its type (:mod:`lrp_cli.engine.exactness`), whatever torch is set to. Weights that a rule
-    transforms are kept, large ones from the second explanation on, and made anew where a parameter was changed; a
+    transforms are kept, large ones from the second forward pass on, and made anew where a parameter was changed; a
     change through ``parameter.data`` leaves no trace, so make a new explainer after one. A model that computes
     something else for an input of the same shape than it did before is run a second time, once: state of its own counts
     on twice. The Python of models that consist of torch's, torchvision's and timm's modules alone is not run any more

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import IntEnum
 from typing import Any, TypeVar
 
 import torch
@@ -12,6 +13,14 @@ from lrp_cli.engine.linear_maps import LinearMap
 from lrp_cli.engine.masks import by_sign
 
 Value = TypeVar("Value")
+
+
+class Spared(IntEnum):
+    """Of what further targets of a layer call need no more than the shape."""
+
+    NOTHING = 0
+    OUTPUT = 1
+    INPUT_AND_OUTPUT = 2
 
 
 @dataclass
@@ -34,6 +43,8 @@ class Flow:
         is_activated: whether there is an activation.
         is_rectified: whether relevance arrives at positive outputs only, as in front of a ReLU.
         is_last: whether no further target follows, so that what is in the memo may be overwritten.
+        may_spare: whether nobody but the rule asks for what is kept of the layer call.
+        spared: of what further targets need no more than the shape: nothing, z and out, or x, too.
     """
 
     map: LinearMap
@@ -49,6 +60,8 @@ class Flow:
     is_activated: bool = False
     is_rectified: bool = False
     is_last: bool = False
+    may_spare: bool = False
+    spared: Spared = Spared.NOTHING
 
     @property
     def y(self) -> Tensor:
@@ -93,6 +106,11 @@ class Flow:
         """
         self.books.book_channels(self.account, self.map, s, shares)
 
+    def spare(self, spared: Spared) -> None:
+        """Note of what further targets need no more than the shape."""
+        if self.may_spare:
+            self.spared = spared
+
     def once(self, name: str, compute: Callable[[], Value]) -> Value:
         """Return what ``compute`` makes of x and y, computed once for all targets of a forward pass."""
         value: Value = self.memo.pop(name) if name in self.memo else compute()
@@ -103,19 +121,20 @@ class Flow:
     def hand_down(self, s: Tensor) -> Tensor:
         """Return sum_j w_ij s_j, shape of x.
 
-        To be called after all that reads ``z`` and ``out``: for the last target they are let go of here, before the
-        product, which takes the most memory.
+        To be called after all that reads ``z`` and ``out``: for the last target, and where further ones need them no
+        more, they are let go of here, before the product, which takes the most memory.
         """
-        self._let_outputs_go()
+        self.let_outputs_go()
         return self.map.hand_down(s, self.x)
 
     def pull(self, s: Tensor, weight: Tensor) -> Tensor:
         """Return the same as :meth:`hand_down` with another weight."""
-        self._let_outputs_go()
+        self.let_outputs_go()
         return self.map.pull(s, weight, self.x)
 
-    def _let_outputs_go(self) -> None:
-        if self.is_last:
+    def let_outputs_go(self) -> None:
+        """Let go of ``z`` and ``out``, which the rule needs no more, unless further targets do."""
+        if self.is_last or self.spared:
             self.z = self.out = self.out.new_empty(0)
 
     @property
@@ -134,7 +153,7 @@ class Flow:
 
     def offset(self, bias: Tensor | None, stabiliser: float) -> Tensor:
         """Return what a sum of contributions starts with, shape (channels,): its part of the bias, and a stabiliser."""
-        return self.x.new_full((self.map.outputs,), stabiliser) if bias is None else bias + stabiliser
+        return self.g.new_full((self.map.outputs,), stabiliser) if bias is None else bias + stabiliser
 
     def add_by_size(self, pulled: Tensor, s: Tensor, factor: float = 1) -> Tensor:
         """Return ``pulled + factor sign(x_i) sum_j |w_ij| s_j``, shape of x, in the place of ``pulled``."""

@@ -1,6 +1,7 @@
 """One call of one layer: what the forward pass keeps of it, and how its relevance is handed on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
@@ -9,10 +10,11 @@ import torch
 from torch import Tensor
 
 from lrp_cli.engine.books import Account
-from lrp_cli.engine.flow import Flow
+from lrp_cli.engine.flow import Flow, Spared
 from lrp_cli.engine.linear_maps import LinearMap
 from lrp_cli.engine.masks import per_unit
 from lrp_cli.engine.rules import OutputUse, Rule
+from lrp_cli.engine.stand_ins import valueless
 
 if TYPE_CHECKING:
     from lrp_cli.engine.run import Run
@@ -68,9 +70,14 @@ class Activation:
 
 
 class LayerCall:
-    """What is kept of one call of a layer until relevance comes back, and ``use``: what of the output it needs.
+    """What is kept of one call of a layer until relevance comes back.
 
     The output is kept only where a rule reads it, and can be computed again where it was let go.
+
+    Attributes:
+        x: the input; once further targets need no more than that, a tensor of its shape without values.
+        use: what of the output is needed.
+        out: the output behind an activation that the call stands for, too; None where there is none, or it was let go.
     """
 
     def __init__(
@@ -94,6 +101,13 @@ class LayerCall:
         self.use = OutputUse.NONE
         self._y: Tensor | None = None
         self._memo: dict[str, Any] = {}
+        self.out: Tensor | None = None
+        self._is_read = False
+        self._spared = Spared.NOTHING
+
+    def note_read(self) -> None:
+        """Note that something else may ask for the output, unless that turns out to be one with the layer."""
+        self._is_read = True
 
     def followed_by(self, make_map: Callable[[], LinearMap], is_alone: Callable[[], bool]) -> "LayerCall":
         """Return the call of this layer and the batch norm behind it as one layer, ``make_map``.
@@ -103,6 +117,7 @@ class LayerCall:
         merged = LayerCall(self.run, self.layer, make_map, self.x, self.bounds)
         merged.is_non_negative = self.is_non_negative
         merged._replaces, merged._is_alone = self, is_alone
+        self.note_read()
         self._y = None
         return merged
 
@@ -128,20 +143,19 @@ class LayerCall:
             return self._y
         return self.map.output(self.x)
 
-    def propagate(self, g: Tensor, activation: Activation | None = None, out: Tensor | None = None) -> Tensor:
+    def propagate(self, g: Tensor, activation: Activation | None = None) -> Tensor:
         """Return the modified gradient of the input, and book what is absorbed.
 
         Args:
-            g: the modified gradient of ``out``.
-            activation: what made ``out`` of the layer's output, if anything did.
-            out: the layer's output behind the activation.
+            g: the modified gradient of the output, or of ``out`` where there is an activation.
+            activation: what made ``out`` of the output, if anything did.
         """
-        rule = self.run.rule(self.layer)
+        rule, out = self.run.rule(self.layer), self.out
         is_rectified = activation is not None and activation.rectifies
-        if not rule.needs_output and out is None:
+        if self._spared or (not rule.needs_output and out is None):
             y = out = g  # for its shape
-        elif activation is not None and activation.is_relu and out is not None:
-            y = self.output() if rule.needs_output == OutputUse.WHOLE else out
+        elif activation is not None and activation.is_relu and out is not None and rule.needs_output < OutputUse.WHOLE:
+            y, self._y = out, None
         else:
             y = self.output()
         flow = Flow(
@@ -158,15 +172,40 @@ class LayerCall:
             is_activated=activation is not None,
             is_rectified=is_rectified,
             is_last=not self.run.keeps,
+            may_spare=activation is not None or not self._is_read,
         )
+        del y, out  # the rule lets go of them when it needs them no more
+        with self._lent(flow):
+            return self.run.propagate(rule, flow)
+
+    @contextmanager
+    def _lent(self, flow: Flow) -> Iterator[None]:
+        """Hold nothing while a rule works that it may let go of; afterwards, what further targets need."""
         if not self.run.keeps:
             self._release()
-        del y, out  # the rule lets go of them when it needs them no more
-        return self.run.propagate(rule, flow)
+            yield
+            return
+        lends_y, lends_out = flow.z is self._y, flow.out is self.out
+        self._y, self.out = None if lends_y else self._y, None if lends_out else self.out
+        try:
+            yield
+        finally:
+            if flow.spared:
+                self._spare(flow.spared)
+            else:
+                self._y, self.out = flow.z if lends_y else self._y, flow.out if lends_out else self.out
+
+    def _spare(self, spared: Spared) -> None:
+        """Free that of which further targets need no more than the shape."""
+        self._spared, self._y, self.out = spared, None, None
+        if spared == Spared.INPUT_AND_OUTPUT and not self.x.is_meta:
+            self.x = valueless(self.x)
+        if self._replaces is not None:
+            self._replaces._spare(spared)
 
     def _release(self) -> None:
         """Free what was kept: no further target follows."""
-        self.x, self._y, self._memo = self.x.new_empty(0), None, {}
+        self.x, self._y, self.out, self._memo = self.x.new_empty(0), None, None, {}
         if self._replaces is not None:
             self._replaces._release()
 
@@ -259,6 +298,7 @@ class ActivatedNode(torch.autograd.Function):
     ) -> Tensor:
         ctx.set_materialize_grads(False)
         ctx.call, ctx.activation, ctx.is_alone = call, activation, is_alone
+        call.note_read()
         z = z.detach()
         out = z.relu_() if in_place else activation.function(z)
         ctx.out = out.detach()
@@ -269,10 +309,9 @@ class ActivatedNode(torch.autograd.Function):
         (g,) = gradients
         g_x = g_z = None
         if g is not None and ctx.is_alone() and ctx.call.holds:
-            out = [ctx.out]  # not a variable, which would hold it until the rule is done
-            if not ctx.call.run.keeps:
-                ctx.out = None
-            g_x = ctx.call.propagate(g, ctx.activation, out.pop())
+            if ctx.out is not None:
+                ctx.call.out, ctx.out = ctx.out, None
+            g_x = ctx.call.propagate(g, ctx.activation)
         elif g is not None:
             g_z = per_unit(g * ctx.out, ctx.call.output())
         return g_x, g_z, *(None,) * 4

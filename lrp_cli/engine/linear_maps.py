@@ -73,11 +73,11 @@ class LinearMap:
     def pull(self, s: Tensor, weight: Tensor, x: Tensor) -> Tensor:
         """Return the transposed map of ``s`` (shape of y): for every input, the sum of ``weight * s`` it feeds.
 
-        ``x`` gives the shape of the result. Computed in the weight's type.
+        ``x`` gives the shape of the result, and its values are not read. Computed in the weight's type.
         """
         if weight.dtype == s.dtype:
             return self._pull(s, weight, x)
-        return self._pull(s.to(weight.dtype), weight, x.to(weight.dtype)).to(s.dtype)
+        return self._pull(s.to(weight.dtype), weight, x).to(s.dtype)
 
     def _apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         raise NotImplementedError
@@ -314,9 +314,11 @@ def _in_place_of(x: Tensor, s: Tensor) -> Tensor:
 
     Torch asks for the input of a convolution even where no gradient of the weight is wanted.
     """
-    if s.numel() < x.numel() or not (s.is_contiguous() and x.is_contiguous()):
-        return x
-    return s.as_strided(x.shape, x.stride(), s.storage_offset())
+    if s.numel() >= x.numel() and s.is_contiguous() and x.is_contiguous():
+        return s.as_strided(x.shape, x.stride(), s.storage_offset())
+    if x.is_meta or x.dtype != s.dtype:
+        return s.new_empty_strided(x.shape, x.stride())  # never touched: a processor finds no memory for it
+    return x
 
 
 def _sums_of_planes(s: Tensor, samples: int) -> Tensor:

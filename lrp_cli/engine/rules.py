@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from lrp_cli.engine.books import BIAS, EPSILON
-from lrp_cli.engine.flow import Flow
+from lrp_cli.engine.flow import Flow, Spared
 from lrp_cli.engine.masks import is_not_zero, per_unit
-from lrp_cli.engine.sharing import share_by_sign, shared_out
+from lrp_cli.engine.sharing import rely_on_ratios, share_by_sign, shared_out
 from lrp_cli.errors import EngineError
 
 
@@ -215,6 +215,7 @@ class Gamma(Rule):
             return torch.div(flow.out, z, out=z)
 
         s = flow.times_g(flow.once("gamma", ratio))
+        flow.spare(Spared.INPUT_AND_OUTPUT)
         shares: dict[str, Tensor | float] = {EPSILON: self.stabiliser}
         flow.book_shares(s, shares if favoured is None else shares | {BIAS: favoured})
         return flow.pull(s, weight)
@@ -283,6 +284,7 @@ def _spread_by_weight(flow: Flow, transform: str, stabiliser: float) -> Tensor:
     layer, weight = flow.map, flow.map.transformed(transform)
     offset = flow.offset(None, stabiliser)
     s = shared_out(flow, transform, lambda: layer.apply(is_not_zero(flow.x), weight, offset), stabiliser, {})
+    rely_on_ratios(flow, transform)
     return per_unit(flow.pull(s, weight), flow.x)
 
 
@@ -314,5 +316,6 @@ class ZBox(Rule):
             return terms.add_(layer.apply(x - high, negative))
 
         s = shared_out(flow, "box", sum_of_terms, self.stabiliser, {})
+        rely_on_ratios(flow, "box")
         received = (x - low).mul_(flow.pull(s, positive))
         return per_unit(received.addcmul_(x - high, flow.pull(s, negative)), x)

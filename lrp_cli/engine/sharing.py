@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lrp_cli.engine.books import BIAS, EPSILON
-from lrp_cli.engine.flow import Contributions, Flow
+from lrp_cli.engine.flow import Contributions, Flow, Spared
 from lrp_cli.engine.halves import Halves, halves
 from lrp_cli.engine.masks import per_unit, where_above
 from lrp_cli.engine.weak import Window, hand_down_weak, relevance_of_weak
@@ -100,6 +100,18 @@ def shared_out(
     return s
 
 
+def rely_on_ratios(flow: Flow, *names: str, spared: Spared = Spared.OUTPUT) -> None:
+    """Have further targets do without the output, if what :func:`shared_out` keeps for them is ratios alone.
+
+    Args:
+        flow: the layer call.
+        names: all under which something is kept.
+        spared: what they do without then.
+    """
+    if all(name in flow.memo and flow.memo[name][1] for name in names):
+        flow.spare(spared)
+
+
 def share_by_sign(flow: Flow, alpha: float, beta: float, stabiliser: float, use_bias: bool) -> Tensor:
     """Hand alpha times the relevance to the positive contributions and -beta times to the negative ones.
 
@@ -119,10 +131,16 @@ def share_by_sign(flow: Flow, alpha: float, beta: float, stabiliser: float, use_
         if found is not None:
             return _by_halves(flow, found, alpha, beta, stabiliser, bias)
 
+    signs = ("positive", "negative") if beta else ("positive",)
+    spared = Spared.INPUT_AND_OUTPUT if flow.is_non_negative else Spared.OUTPUT
+
     def hand_down(factor: float, contributions: Contributions, part: Tensor | None, stabiliser: float) -> Tensor:
         is_sure = is_positive and stabiliser > 0  # z > 0, so z+ > 0
         name, shares = contributions.with_positive_x, _of_bias(part)
         s = shared_out(flow, name, contributions.sum, stabiliser, shares, factor=factor, is_sure=is_sure)
+        if name == signs[-1]:  # nothing else reads the outputs
+            rely_on_ratios(flow, *signs, spared=spared)
+            flow.let_outputs_go()
         return contributions.pull(s)
 
     part = None if bias is None else bias.clamp(min=0)

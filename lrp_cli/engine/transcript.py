@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lrp_cli.engine.stand_ins import hollow
 from lrp_cli.engine.standing import is_plain
 from lrp_cli.engine.tracking import tensors_in, with_tensors
 
@@ -251,10 +252,9 @@ class Transcript(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def _with_stand_in(values: Any, place: int, args: Any) -> Any:
     """Return the values of arguments with one that is of the shape of the argument and holds nothing, at a place."""
     tensor: Tensor = args[place]
-    if not tensor.is_contiguous() or tensor.device.type != "cpu":  # where it might be copied first
+    if tensor.device.type != "cpu" or (any(tensor.stride()) and not tensor.is_contiguous()):  # it might be copied first
         return values
-    hollow = torch.full((), torch.nan, dtype=tensor.dtype, device=tensor.device).expand(tensor.shape)
-    return *values[:place], Value(hollow), *values[place + 1 :]
+    return *values[:place], Value(hollow(tensor.shape, tensor)), *values[place + 1 :]
 
 
 def shape_of(tensor: Tensor) -> torch.Size:

@@ -1,4 +1,4 @@
-"""Rule-transformed weights: computed once per model, the large ones twice, and kept within a bounded memory."""
+"""Rule-transformed weights: computed once per model, or a few times at first, and kept within a bounded memory."""
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
@@ -52,7 +52,10 @@ def versions_of(tensors: Sequence[Tensor]) -> list[int]:
 
 
 SMALL = 2**20
-"""Bytes up to which a tensor is kept by the first explanation, too."""
+"""Bytes up to which a tensor is kept from the first time on."""
+
+FEW = 5
+"""So many targets of the first forward pass have large tensors computed anew."""
 
 
 @dataclass
@@ -67,7 +70,8 @@ class _Derived:
 class WeightCache:
     """Tensors derived from a parameter (its positive part, its square, ...), recomputed when the parameter changes.
 
-    What is not small is kept from the second explanation on: where there is one alone, keeping would only take memory.
+    What is not small is kept from the second forward pass on, or from the target after the first :data:`FEW`: where
+    there are no more, keeping would take more memory than anything else, and save little.
     A tensor that does not fit into ``limit_bytes`` any more is computed anew each time: in a cyclic order of use, which
     is a network's, throwing out the oldest entry would throw out the one needed next.
     """
@@ -75,12 +79,16 @@ class WeightCache:
     def __init__(self, limit_bytes: int = 2**30) -> None:
         self.limit_bytes = limit_bytes
         self.used_bytes = 0
-        self._explanations = 0
+        self._passes = self._targets = 0
         self._derived: dict[int, _Derived] = {}  # by id: tensors compare entry by entry
 
-    def begin_explanation(self) -> None:
-        """Note that what is asked for from now on is for another explanation."""
-        self._explanations += 1
+    def begin_forward(self) -> None:
+        """Note that what is asked for from now on is for another forward pass and its targets."""
+        self._passes += 1
+
+    def begin_target(self) -> None:
+        """Note that what is asked for from now on is for another target."""
+        self._targets += 1
 
     def get(self, parameter: Tensor, name: Hashable, compute: Callable[[], Tensor]) -> Tensor:
         """Return the tensor ``name`` derived from ``parameter``, from the cache where the parameter is unchanged.
@@ -100,7 +108,7 @@ class WeightCache:
             self._use(known, -derived.nbytes)
             del known.tensors[name]
         derived = compute()
-        is_awaited = derived.nbytes <= SMALL or self._explanations > 1
+        is_awaited = derived.nbytes <= SMALL or self._passes > 1 or self._targets > FEW
         if is_awaited and self.used_bytes + derived.nbytes <= self.limit_bytes:
             known.tensors[name] = (state, derived)
             self._use(known, derived.nbytes)

@@ -9,8 +9,10 @@ from test_rules import CLOSE, RULES, Only, lively, matrix_of, seeded, signed, sl
 from torch import Tensor, nn
 
 from lrp_cli.engine.books import BIAS, EPSILON
+from lrp_cli.engine.layers import Layer
+from lrp_cli.engine.linear_maps import Convolution
 from lrp_cli.engine.propagation import Propagation
-from lrp_cli.engine.rules import Rule, ZBox
+from lrp_cli.engine.rules import OutputUse, Rule, ZBox
 
 INNER_RULES = {name: rule for name, rule in RULES.items() if not isinstance(rule, ZBox)}
 
@@ -251,6 +253,71 @@ def test_an_output_that_is_read_elsewhere(
 ) -> None:
     x = signed(2, 3, 3, 3)
     assert_twins(seeded(lambda: Net(step, act, norm)), seeded(lambda: Net(twin, plain, norm)), x, rule)
+
+
+class ReadBeforeNorm(nn.Module):
+    """A convolution behind a ReLU whose output something else reads than the batch norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)
+        lively(self.norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(F.relu(x))
+        return torch.cat([F.relu(self.norm(y)), y], dim=1).flatten(1)
+
+
+class Cautious(Only):
+    """Has all outputs kept, whatever the rule reads of them."""
+
+    def needs_output(self, layer: Layer) -> OutputUse:
+        return OutputUse.WHOLE
+
+
+@some_rules
+@pytest.mark.parametrize("step", READERS, ids=[step.__name__ for step in READERS])
+@pytest.mark.parametrize("norm", [False, True], ids=["no norm", "norm"])
+@pytest.mark.parametrize("assignment", [Only, Cautious])
+def test_several_targets_of_an_output_that_is_read_elsewhere(
+    assignment: type[Only], step: Step, norm: bool, rule: Rule
+) -> None:
+    """Inputs are positive, so that all outputs have a positive part, and rules may need no more than ratios."""
+    assert_as_each_alone(seeded(lambda: Net(step, F.relu, norm)), assignment(rule))
+
+
+@some_rules
+@pytest.mark.parametrize("assignment", [Only, Cautious])
+def test_several_targets_of_an_output_that_is_read_before_its_norm(assignment: type[Only], rule: Rule) -> None:
+    assert_as_each_alone(seeded(ReadBeforeNorm), assignment(rule))
+
+
+def assert_as_each_alone(model: nn.Module, assignment: Only) -> None:
+    """Explain several targets of one forward pass, and each of its own."""
+    x = signed(2, 3, 3, 3).abs() + 0.1
+    together = Propagation(model, x, assignment)
+    for number in range(3):
+        seed = signed(*together.logits.shape, seed=number)
+        of_several = together.propagate(seed)
+        alone = Propagation(model, x, assignment).propagate(seed, keep=False)
+        torch.testing.assert_close(of_several.relevance, alone.relevance, **CLOSE)
+        torch.testing.assert_close(of_several.books.total(), alone.books.total(), **CLOSE)
+
+
+@some_rules
+def test_a_target_that_fails_spoils_none_that_follows(rule: Rule, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = seeded(lambda: nn.Sequential(Net(lambda act, layer, x: act(layer(x)), F.relu, True), nn.Linear(36, 3)))
+    x, seed = signed(2, 3, 3, 3).abs() + 0.1, torch.ones(2, 3).double()
+    expected = Propagation(model, x, Only(rule)).propagate(seed)
+    propagation = Propagation(model, x, Only(rule))
+    with monkeypatch.context() as patch:
+        patch.setattr(Convolution, "pull", lambda *_: pytest.fail("no memory"))
+        patch.setattr(Convolution, "hand_down", lambda *_: pytest.fail("no memory"))
+        with pytest.raises(pytest.fail.Exception, match="no memory"):
+            propagation.propagate(seed)
+    found = propagation.propagate(seed)
+    torch.testing.assert_close(found.relevance, expected.relevance, **CLOSE)
+    torch.testing.assert_close(found.books.total(), expected.books.total(), **CLOSE)
 
 
 def two_in_a_row(act: Function, layer: Function, x: Tensor) -> Tensor:

@@ -75,33 +75,50 @@ def test_entries_that_are_gone_make_room() -> None:
     assert cache.used_bytes == 40
 
 
-def test_a_large_tensor_is_kept_from_the_second_explanation_on() -> None:
+def test_a_large_tensor_is_kept_from_the_second_forward_pass_on() -> None:
     cache, parameter, calls = WeightCache(), nn.Parameter(torch.ones(weights.SMALL // 4 + 1)), []
 
     def ask() -> None:
         assert torch.equal(cache.get(parameter, "double", lambda: calls.append(1) or parameter.detach() * 2)[:1], TWO)
 
-    for explanation, made in enumerate([2, 3, 3]):  # asked twice in each
-        cache.begin_explanation()
-        ask()
-        ask()
+    for forward, made in enumerate([2, 3, 3]):  # asked twice in each
+        cache.begin_forward()
+        for _ in range(2):
+            cache.begin_target()
+            ask()
         assert len(calls) == made
-        assert cache.used_bytes == (0 if explanation == 0 else weights.SMALL + 4)
+        assert cache.used_bytes == (0 if forward == 0 else weights.SMALL + 4)
     other = nn.Parameter(torch.ones(weights.SMALL // 4 + 1))
     cache.get(other, "triple", lambda: other.detach() * 3)  # what is asked for late is kept at once
     assert cache.used_bytes == 2 * (weights.SMALL + 4)
 
 
+LARGE = 3 * 1024 * 16 * 16 * 4
+"""Bytes of what is derived from the weights of a wide convolution."""
+
+
+def with_a_wide_convolution() -> nn.Module:
+    layers = [nn.Conv2d(3, 1024, 16), nn.ReLU(), nn.Flatten(), nn.Linear(1024, 4)]
+    return nn.Sequential(*layers).eval()
+
+
 @pytest.mark.parametrize("config", ["epsilon-plus", "epsilon-alpha2-beta1"])
 def test_an_explainer_keeps_large_tensors_once_it_explains_again(config: str) -> None:
-    model = seeded(lambda: nn.Sequential(nn.Conv2d(3, 1024, 16), nn.ReLU(), nn.Flatten(), nn.Linear(1024, 4))).float()
-    explainer, x, kept = Explainer(model, config), torch.rand(1, 3, 16, 16), []
+    explainer, x, kept = Explainer(with_a_wide_convolution(), config), torch.rand(1, 3, 16, 16), []
     for _ in range(3):
         explainer.explain(x)
         kept.append(explainer._cache.used_bytes)
-    large = 3 * 1024 * 16 * 16 * 4
-    assert large > weights.SMALL
-    assert kept[0] < large <= kept[1] == kept[2]
+    assert weights.SMALL < LARGE
+    assert kept[0] < LARGE <= kept[1] == kept[2]
+
+
+def test_an_explainer_keeps_large_tensors_once_a_picture_has_many_targets() -> None:
+    explainer = Explainer(with_a_wide_convolution(), "epsilon-plus")
+    forward, kept = explainer.forward(torch.rand(1, 3, 16, 16)), []
+    for target in range(weights.FEW + 1):
+        forward.explain(target % 4)
+        kept.append(explainer._cache.used_bytes)
+    assert kept[-2] < LARGE <= kept[-1]
 
 
 def test_no_two_tensors_have_a_number() -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from lrp_cli.engine.operations import activations, attention, constants, linear, normalisation, products
+from lrp_cli.engine.operations import activations, attention, constants, linear, normalisation, pooling, products
 
 Handler = Callable[..., Any]
 
@@ -31,6 +31,7 @@ HANDLERS: dict[str, Handler] = {
     **dict.fromkeys(ACTIVATIONS, activations.identity_rule),
     **dict.fromkeys(["sigmoid", "hardsigmoid", "tanh"], activations.gate),
     "relu": activations.rectify,
+    "max_pool2d": pooling.max_pool,
     "softmax": products.softmax,
     **dict.fromkeys(["mul", "bmm", "mm", "einsum"], products.bilinear),
     **dict.fromkeys(["matmul", "rmatmul"], products.matmul),
