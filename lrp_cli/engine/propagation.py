@@ -99,7 +99,6 @@ class Propagation:
         self._x = nudged(x.detach()).requires_grad_()
         self._plans = None if trace is not None else plans
         self._bounds, self._trace, self._single = bounds, trace, single
-        self._cache = cache
         self._circumstances = model, assignment, attention, on_unknown, products
         self._program_run: ProgramRun | None = None
         self._draft: Draft | None = None
@@ -114,8 +113,6 @@ class Propagation:
     def _execute(self) -> None:
         """Run the model so that relevance can be handed down by autograd."""
         _check_modules(self._model)
-        if self._cache is not None:
-            self._cache.begin_forward()
         if self._plans is None or not self._follow(self._plans):
             self._explore()
         self.logits = self._logits.detach()

@@ -53,6 +53,7 @@ class Run:
         self.attention = attention
         self.on_unknown = on_unknown
         self.cache = cache or WeightCache()
+        self.cache.begin_forward()
         self.products = products
         self.trace = trace
         self.modules = modules

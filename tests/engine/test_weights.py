@@ -98,8 +98,7 @@ LARGE = 3 * 1024 * 16 * 16 * 4
 
 
 def with_a_wide_convolution() -> nn.Module:
-    layers = [nn.Conv2d(3, 1024, 16), nn.ReLU(), nn.Flatten(), nn.Linear(1024, 4)]
-    return nn.Sequential(*layers).eval()
+    return seeded(lambda: nn.Sequential(nn.Conv2d(3, 1024, 16), nn.ReLU(), nn.Flatten(), nn.Linear(1024, 4))).float()
 
 
 @pytest.mark.parametrize("config", ["epsilon-plus", "epsilon-alpha2-beta1"])
