@@ -1,7 +1,10 @@
 """Work side by side: a few threads, among which the processor's threads are shared."""
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -36,24 +39,70 @@ class Crew:
         self._threads = torch.get_num_threads()
         is_shared = device.type == "cpu" and multiplies_matrices_well()
         self.hands = min(MOST, self._threads) if is_shared else 1
-        self._executor = threads_at_work(self.hands, "lrp-explain", self._begin)
+        self._executor = self._begun()
+        self._substitute: ThreadPoolExecutor | None = None
 
     def work(self, on: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
         """Return ``on(item)`` for each item, worked on side by side; raises what the first that failed raised.
 
-        All are over when this returns or raises, unless it was interrupted. Looks again and again, since a signal would
-        leave the locks locked that ``concurrent.futures.wait`` takes.
+        All are over when this returns or raises, unless it was interrupted.
         """
-        futures = [self._executor.submit(on, item) for item in items]
-        while not all(future.done() for future in futures):
-            time.sleep(PAUSE)
-        return [future.result() for future in futures]
+        return _results([self._executor.submit(on, item) for item in items])
+
+    def work_alone(self, work: Callable[[], Result]) -> Result:
+        """Return ``work()``, for which torch has all of the processor's threads.
+
+        It is done in the thread that asks, until :meth:`renew` is called, and from then on in another.
+        """
+        if self._substitute is None:
+            return work()
+        return _results([self._substitute.submit(work)])[0]
+
+    def renew(self) -> None:
+        """Have all further work done in threads in which memory has never run out.
+
+        Where there was no memory for machine code, oneDNN never makes any in that thread again: Xbyak, which does it
+        for oneDNN, notes the error for the thread, and nobody takes the note away.
+
+        Raises:
+            RuntimeError: a thread cannot be started.
+        """
+        self._end()
+        with contextlib.suppress(RuntimeError):
+            # OpenMP ends the process where it cannot start its threads. Stacks of threads that are over serve others.
+            threads_at_work(self._threads, "lrp-attempt").shutdown()
+            self._substitute = threads_at_work(1, "lrp-explain-alone", partial(_begin, self._threads))
+        self._executor = self._begun()
 
     def close(self) -> None:
         """End the threads; further threads of this process have all processor threads again."""
-        self._executor.shutdown()
+        self._end()
         torch.set_num_threads(self._threads)
 
-    def _begin(self) -> None:
-        # Holds for this thread, and for those that begin after it.
-        torch.set_num_threads(self._threads // self.hands)
+    def _begun(self) -> ThreadPoolExecutor:
+        return threads_at_work(self.hands, "lrp-explain", partial(_begin, self._threads // self.hands))
+
+    def _end(self) -> None:
+        self._executor.shutdown()
+        if self._substitute is not None:
+            self._substitute.shutdown()
+            self._substitute = None
+
+
+def _begin(share: int) -> None:
+    """Have torch work with so many of the processor's threads in the thread that says so.
+
+    It holds for those that begin after it, too: each takes over what was said last when it first asks.
+    """
+    torch.get_num_threads()
+    torch.set_num_threads(share)
+
+
+def _results(futures: Sequence[Future[Result]]) -> list[Result]:
+    """Return the results of all once they are over.
+
+    Looks again and again, since a signal would leave the locks locked that ``concurrent.futures.wait`` takes.
+    """
+    while not all(future.done() for future in futures):
+        time.sleep(PAUSE)
+    return [future.result() for future in futures]

@@ -117,7 +117,9 @@ class Network:
         if self._settings.device.type == "cuda":
             torch.cuda.empty_cache()
             return False
-        return make_room()
+        has_room = make_room()
+        self._crew.renew()
+        return has_room
 
     def _alone(self, loaded: Loaded) -> Results:
         """Explain one picture of a batch that failed: its neighbours are not to suffer."""
@@ -138,7 +140,8 @@ class Network:
         if len(shares) > 1 and all(self._explaining.outlook(share) is Outlook.NOW for share in shares):
             done = self._crew.work(partial(self._explaining.explain, at_once=len(part)), shares)
         else:
-            done = [self._explaining.explain(share, at_once=len(share.pictures)) for share in shares]
+            explain = self._explaining.explain
+            done = [self._crew.work_alone(partial(explain, share, at_once=len(share.pictures))) for share in shares]
         return list(chain.from_iterable(done))
 
     def _shares(self, part: Sequence[Loaded]) -> list[Share]:

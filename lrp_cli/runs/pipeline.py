@@ -201,8 +201,8 @@ class Pipeline:
 
 
 def most_threads() -> int:
-    """Return how many threads a run starts at most: its own, and those that torch has for each that calls it."""
-    return 2 * THREADS + WRITERS + crew.MOST + 1 + 2 * torch.get_num_threads()
+    """Return how many threads a run has at most: its own, and those that torch has for each that calls it."""
+    return 2 * THREADS + WRITERS + crew.MOST + 2 + 3 * torch.get_num_threads()
 
 
 def _draws_on_all_cores(settings: Settings) -> bool:
