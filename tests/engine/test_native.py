@@ -129,7 +129,11 @@ def depthwise() -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("make", "preset"), [(network, "epsilon-plus-flat"), (depthwise, "epsilon-alpha2-beta1")], ids=["plus", "weak"]
+    ("make", "preset"),
+    [
+        pytest.param(network, "epsilon-plus-flat", id="plus"),
+        pytest.param(depthwise, "epsilon-alpha2-beta1", id="weak", marks=pytest.mark.slow),
+    ],
 )
 def test_several_targets(make: Callable[[], nn.Module], preset: str, runs: list[bool]) -> None:
     explainer, plain = (Explainer(make(), preset, compile=compile) for compile in (True, False))
@@ -403,6 +407,7 @@ def test_what_decided_is_not_changed_before_it_is_looked_at(function: Callable[[
         Code(task)
 
 
+@pytest.mark.slow
 def test_programs_that_follow_compiled_ones_find_tensors_as_ever(runs: list[bool]) -> None:
     from torchvision.models import VisionTransformer
 
