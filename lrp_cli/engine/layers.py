@@ -121,6 +121,16 @@ class LayerCall:
         self._y = None
         return merged
 
+    @property
+    def has_output(self) -> bool:
+        """Whether the output is kept, and not computed again where it is asked for."""
+        return self._y is not None
+
+    @property
+    def needs_activated(self) -> bool:
+        """Whether ``out`` has to be given before relevance can be handed on behind an activation."""
+        return self.out is None and not self._spared
+
     @cached_property
     def map(self) -> LinearMap:
         """The layer as a linear map, made on first use: most are only needed on the way back."""
@@ -301,17 +311,26 @@ class ActivatedNode(torch.autograd.Function):
         call.note_read()
         z = z.detach()
         out = z.relu_() if in_place else activation.function(z)
-        ctx.out = out.detach()
+        # Behind a linear layer that is one tensor where a gradient holds one: most rules do not read what it feeds.
+        is_made_again = call.layer.kind == LINEAR and not activation.is_relu and call.has_output
+        ctx.out = None if is_made_again else out.detach()
         return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         (g,) = gradients
         g_x = g_z = None
-        if g is not None and ctx.is_alone() and ctx.call.holds:
-            if ctx.out is not None:
-                ctx.call.out, ctx.out = ctx.out, None
-            g_x = ctx.call.propagate(g, ctx.activation)
+        call = ctx.call
+        if g is not None and ctx.is_alone() and call.holds:
+            if call.needs_activated:
+                call.out, ctx.out = _activated(ctx), None
+            g_x = call.propagate(g, ctx.activation)
         elif g is not None:
-            g_z = per_unit(g * ctx.out, ctx.call.output())
+            g_z = per_unit(g * _activated(ctx), call.output())
         return g_x, g_z, *(None,) * 4
+
+
+def _activated(ctx: Any) -> Tensor:
+    """Return the output of the activation of an :class:`ActivatedNode`, made again where it was let go."""
+    out: Tensor = ctx.activation.function(ctx.call.output()) if ctx.out is None else ctx.out
+    return out

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torchvision.ops import Permute
 
 from lrp_cli.engine import library
 from lrp_cli.engine.tracking import tensors_in
@@ -72,6 +73,15 @@ def network_with_norms() -> nn.Sequential:
     for layer in plain:
         layers += [layer, nn.BatchNorm2d(layer.out_channels)] if isinstance(layer, nn.Conv2d) else [layer]
     return nn.Sequential(*layers).eval().requires_grad_(False)
+
+
+def network_of_perceptrons(activation: type[nn.Module]) -> nn.Sequential:
+    """Return a network that sees patches, each with a perceptron of its own: what transformers and ConvNeXt hold."""
+    torch.manual_seed(0)
+    layers: list[nn.Module] = [nn.Conv2d(3, 24, 4, 4), nn.Flatten(2), Permute([0, 2, 1])]
+    for _ in range(8):
+        layers += [nn.LayerNorm(24), nn.Linear(24, 96), activation(), nn.Linear(96, 24)]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(24 * 256, 10)).eval().requires_grad_(False)
 
 
 NETWORK, X = network(), torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -183,3 +193,13 @@ def test_operations_that_read_the_shape_of_an_argument_alone(operation: Any) -> 
     hollow = torch.full((), torch.nan).expand(x.shape)
     place = ONLY_SHAPE[operation]
     assert torch.equal(operation(*args[:place], hollow, *args[place + 1 :], **kwargs), out)
+
+
+@pytest.mark.parametrize("activation", [nn.GELU, nn.SiLU])
+def test_an_activation_behind_a_linear_layer_is_held_once_by_a_program(activation: type[nn.Module]) -> None:
+    """As by a gradient; its input and its output would be two."""
+    net = network_of_perceptrons(activation)
+    explainer = Explainer(net, "epsilon")
+    for _ in range(UNTIL_THEN):
+        explainer.explain(X)
+    assert peak(lambda: explainer.explain(X, 0)) <= 1.2 * peak(lambda: gradient_times_input(net))
