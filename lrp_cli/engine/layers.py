@@ -311,7 +311,8 @@ class ActivatedNode(torch.autograd.Function):
         call.note_read()
         z = z.detach()
         out = z.relu_() if in_place else activation.function(z)
-        # Behind a linear layer that is one tensor where a gradient holds one: most rules do not read what it feeds.
+        # A gradient holds an activation's input alone, and so does this behind a linear layer. Behind a convolution the
+        # next layer's rule mostly holds the output anyway.
         is_made_again = call.layer.kind == LINEAR and not activation.is_relu and call.has_output
         ctx.out = None if is_made_again else out.detach()
         return out

@@ -1,4 +1,4 @@
-"""Work side by side: a few threads, among which the processor's threads are shared."""
+"""The threads that explain: a few side by side, among which the processor's are shared, and new ones for old."""
 
 import contextlib
 import time

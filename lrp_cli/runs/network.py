@@ -113,7 +113,7 @@ class Network:
         return [self._refused(part[0], problem)]
 
     def _make_room(self) -> bool:
-        """Hand back what is free within this process; return whether there may be more room than before."""
+        """Hand back what is free within this process, and go on in new threads; return whether there may be room."""
         if self._settings.device.type == "cuda":
             torch.cuda.empty_cache()
             return False

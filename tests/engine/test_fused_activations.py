@@ -392,3 +392,28 @@ def test_what_is_needed_for_the_way_back_may_be_changed_in_place(
 ) -> None:
     x = signed(2, 3, 3, 3)
     assert_twins(seeded(lambda: Net(step, act, False)), seeded(lambda: Net(twin, plain, False)), x, rule)
+
+
+class LinearNet(nn.Module):
+    """A linear layer behind a ReLU, and what is made of it: what an activation made of its output is not held."""
+
+    def __init__(self, step: Step, act: Function) -> None:
+        super().__init__()
+        self.layer, self.step, self.act = nn.Linear(3, 3), step, act
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.step(self.act, self.layer, F.relu(x)).flatten(1)
+
+
+MADE_AGAIN = {name: pair for name, pair in IN_PLACE.items() if "relu in place" not in name and name != "relu"}
+OF_ANY_LAYER = {step: twin for step, twin in (READERS | CHANGED).items() if step is not view_negated}
+
+
+@some_rules
+@pytest.mark.parametrize(("act", "plain"), MADE_AGAIN.values(), ids=MADE_AGAIN.keys())
+@pytest.mark.parametrize(("step", "twin"), OF_ANY_LAYER.items(), ids=[step.__name__ for step in OF_ANY_LAYER])
+def test_what_a_linear_layer_s_output_is_read_or_changed_by(
+    step: Step, twin: Step, act: Function, plain: Function, rule: Rule
+) -> None:
+    x = signed(2, 3, 3, 3)
+    assert_twins(seeded(lambda: LinearNet(step, act)), seeded(lambda: LinearNet(twin, plain)), x, rule)

@@ -425,6 +425,8 @@ crew.close()
 def test_a_thread_that_had_no_memory_for_machine_code_is_replaced() -> None:
     """There is memory again in each line that the script prints; the first shows that this does not help by itself."""
     done = subprocess.run([sys.executable, "-c", NO_MACHINE_CODE], cwd=ROOT, capture_output=True, text=True, check=True)
+    if done.stdout.startswith("False"):
+        pytest.skip("on this processor oneDNN found memory for all of its machine code")
     assert done.stdout.splitlines() == ["True no machine code", "60 59 58", "60 2"]
 
 

@@ -175,6 +175,7 @@ def test_so_is_one_whose_neighbours_were_changed(lrp, folder: Path) -> None:
     unused.write_text("import torch\n")
     assert explain_by("ReLU")
     assert not explain_by("Tanh")
+    assert explain_by("Tanh")
 
 
 def test_other_kinds_of_outputs_join_those_that_are_there(lrp, folder: Path) -> None:
