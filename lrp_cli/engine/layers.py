@@ -49,6 +49,10 @@ class Assignment(Protocol):
         """Tell, during the forward pass, what the rules that the layer may get read of the layer's output."""
         ...
 
+    def reads_input(self, layer: Layer) -> bool:
+        """Tell, during the forward pass, whether any rule that the layer may get reads the values of its input."""
+        ...
+
     def rule(self, layer: Layer, count: int) -> Rule:
         """Return the layer's rule, once all ``count`` convolutions and linear layers have been executed."""
         ...
@@ -72,10 +76,11 @@ class Activation:
 class LayerCall:
     """What is kept of one call of a layer until relevance comes back.
 
-    The output is kept only where a rule reads it, and can be computed again where it was let go.
+    The output is kept only where a rule reads it, and can be computed again where it was let go. The input of a linear
+    layer is kept only where a rule reads it, or the output is not kept.
 
     Attributes:
-        x: the input; once further targets need no more than that, a tensor of its shape without values.
+        x: the input; where no more than that is needed, a tensor of its shape without values.
         use: what of the output is needed.
         out: the output behind an activation that the call stands for, too; None where there is none, or it was let go.
     """
@@ -92,13 +97,16 @@ class LayerCall:
         self.run = run
         self.layer = layer
         self.account = account or run.account(x)._replace(layer=layer.name)
-        self.x = run.keep(x)
         self.bounds = bounds
+        self.use = run.assignment.needs_output(layer)
+        # The inputs of convolutions are mostly kept anyway, as outputs, and their outputs let go for those of norms.
+        is_read = layer.kind != LINEAR or not self.use or run.assignment.reads_input(layer)
+        self.x = run.keep(x) if is_read else valueless(x)
+        self._address = x.data_ptr()
         self.is_non_negative = run.is_non_negative(x)
         self._make_map = make_map
         self._replaces: LayerCall | None = None
         self._is_alone: Callable[[], bool] | None = None
-        self.use = OutputUse.NONE
         self._y: Tensor | None = None
         self._memo: dict[str, Any] = {}
         self.out: Tensor | None = None
@@ -118,8 +126,13 @@ class LayerCall:
         merged.is_non_negative = self.is_non_negative
         merged._replaces, merged._is_alone = self, is_alone
         self.note_read()
-        self._y = None
+        if not self.x.is_meta:
+            self._y = None
         return merged
+
+    def is_of(self, x: Tensor) -> bool:
+        """Whether ``x`` lies where the input lay."""
+        return x.data_ptr() == self._address
 
     @property
     def has_output(self) -> bool:
@@ -143,7 +156,6 @@ class LayerCall:
 
     def keep_output(self, y: Tensor) -> None:
         """Keep the output for the way back if a rule that the layer may get reads it."""
-        self.use = self.run.assignment.needs_output(self.layer)
         if self.use:
             self._y = y.detach()
 
@@ -247,6 +259,8 @@ class LayerNode(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.call = call
         y = compute(x)
+        if not call.use and y._is_view():  # a view that a Function returns may not be changed in place
+            y = torch.ops.aten._unsafe_view.default(y, y.shape)
         call.keep_output(y)
         return y
 

@@ -78,7 +78,7 @@ class Recording(Interception):
         if made.follows is not None:
             return True
         x = self.resolve(x)
-        return x.data_ptr() == made.call.x.data_ptr() and not _is_fed(made.call.layer, tag_of(x, self.run))
+        return made.call.is_of(x) and not _is_fed(made.call.layer, tag_of(x, self.run))
 
     def _producer(self, tensor: Tensor) -> int | None:
         tag = tag_of(self.resolve(tensor), self.run)

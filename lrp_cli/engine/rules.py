@@ -41,6 +41,11 @@ class Rule(ABC):
         """What the rule reads of the layer's output; a ReLU in place may have zeroed what carries no relevance."""
         return OutputUse.ACTIVE
 
+    @property
+    def reads_input(self) -> bool:
+        """Whether the rule reads more of the layer's input than its shape."""
+        return True
+
     @abstractmethod
     def propagate(self, flow: Flow) -> Tensor:
         """Return g_i, shape of x, with R_i = x_i g_i, and book what is absorbed."""
@@ -57,6 +62,10 @@ class LRP0(Rule):
     @property
     def needs_output(self) -> OutputUse:
         return OutputUse.NONE
+
+    @property
+    def reads_input(self) -> bool:
+        return False
 
     def propagate(self, flow: Flow) -> Tensor:
         g = per_unit(flow.relevance, flow.y) if flow.is_activated else flow.g
@@ -86,6 +95,10 @@ class Epsilon(Rule):
     def needs_output(self) -> OutputUse:
         return OutputUse.WHOLE if self.relative else OutputUse.ACTIVE
 
+    @property
+    def reads_input(self) -> bool:
+        return False
+
     def propagate(self, flow: Flow) -> Tensor:
         shares: dict[str, Tensor | float] = {}
         if flow.is_rectified and self.use_bias and not self.relative:
@@ -104,6 +117,7 @@ class Epsilon(Rule):
         z = flow.z if self.use_bias else flow.total
         epsilon = self._scale(z)
         ratio = flow.relevance_over(z.abs().add_(epsilon), is_scratch=True)
+        flow.let_outputs_go()
         if isinstance(epsilon, Tensor):
             flow.book(EPSILON, ratio, epsilon.expand_as(ratio))
         else:

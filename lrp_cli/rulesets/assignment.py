@@ -28,18 +28,16 @@ class RulesetAssignment:
     def __init__(self, config: NamedRuleset) -> None:
         self.config = config
         # A network asks the same of the same layers with every batch.
-        self._uses: dict[EngineLayer, rules.OutputUse] = {}
+        self._candidates: dict[EngineLayer, list[rules.Rule]] = {}
         self._rules: dict[tuple[EngineLayer, int], rules.Rule] = {}
 
     def needs_output(self, layer: EngineLayer) -> rules.OutputUse:
         """Tell what the rules that the layer may get read of the layer's output."""
-        if layer not in self._uses:
-            entries = candidates(
-                self.config.ruleset, name=layer.name, class_name=layer.class_name, kind=layer.kind, index=layer.index
-            )
-            uses = (engine_rule(entry.rule).needs_output for entry in entries)
-            self._uses[layer] = max(uses, default=rules.OutputUse.NONE)
-        return self._uses[layer]
+        return max((rule.needs_output for rule in self._candidates_for(layer)), default=rules.OutputUse.NONE)
+
+    def reads_input(self, layer: EngineLayer) -> bool:
+        """Tell whether any rule that the layer may get reads more of the layer's input than its shape."""
+        return any(rule.reads_input for rule in self._candidates_for(layer))
 
     def rule(self, layer: EngineLayer, count: int) -> rules.Rule:
         """Return the layer's rule.
@@ -58,13 +56,21 @@ class RulesetAssignment:
 
     def unmatched(self, network: nn.Module) -> list[str]:
         """Return, in words, which names and classes in the config no layer has; nothing before there were layers."""
-        layers = {*self._uses, *(layer for layer, _ in self._rules)}
+        layers = {*self._candidates, *(layer for layer, _ in self._rules)}
         if not layers:
             return []
         modules = [*network.named_modules()]
         names = {layer.name for layer in layers}.union(name for name, _ in modules)
         classes = {layer.class_name for layer in layers}.union(type(module).__name__ for _, module in modules)
         return unmatched(self.config.ruleset, sorted(names), sorted(classes))
+
+    def _candidates_for(self, layer: EngineLayer) -> list[rules.Rule]:
+        if layer not in self._candidates:
+            entries = candidates(
+                self.config.ruleset, name=layer.name, class_name=layer.class_name, kind=layer.kind, index=layer.index
+            )
+            self._candidates[layer] = [engine_rule(entry.rule) for entry in entries]
+        return self._candidates[layer]
 
     def _entry(self, layer: EngineLayer, count: int) -> LayerEntry:
         described = Layer(layer.name, layer.class_name, layer.kind, layer.index, count)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from test_rules import CLOSE, RULES, Only, lively, matrix_of, seeded, signed, slow
+from test_rules import CLOSE, RULES, Matrix, Only, lively, matrix_of, seeded, signed, slow
 from torch import Tensor, nn
 
 from lrp_cli.engine.books import BIAS, EPSILON
@@ -328,6 +328,13 @@ def negated(act: Function, layer: Function, x: Tensor) -> Tensor:
     return act(layer(x)).neg_()
 
 
+def input_negated(act: Function, layer: Function, x: Tensor) -> Tensor:
+    x = x * 2
+    z = layer(x)
+    x.neg_()
+    return torch.cat([act(z), x], dim=1)
+
+
 def sum_activated(act: Function, layer: Function, x: Tensor) -> Tensor:
     return act(act(layer(x) + x[:, :1])).neg_()
 
@@ -375,6 +382,7 @@ def product_apart(act: Function, layer: Function, x: Tensor) -> Tensor:
 CHANGED: dict[Step, Step] = {
     two_in_a_row: lambda act, layer, x: act(act(layer(x))),
     negated: lambda act, layer, x: -act(layer(x)),
+    input_negated: lambda act, layer, x: torch.cat([act(layer(x * 2)), -(x * 2)], dim=1),
     sum_activated: lambda act, layer, x: -act(act(layer(x) + x[:, :1])),
     pooled_before: lambda act, layer, x: act(layer(x) + x[:, :1]) + F.max_pool2d(layer(x) + x[:, :1], 2),
     averaged_before: lambda act, layer, x: act(layer(x) + x[:, :1]) + F.avg_pool2d(layer(x) + x[:, :1], 3),
@@ -405,15 +413,48 @@ class LinearNet(nn.Module):
         return self.step(self.act, self.layer, F.relu(x)).flatten(1)
 
 
-MADE_AGAIN = {name: pair for name, pair in IN_PLACE.items() if "relu in place" not in name and name != "relu"}
 OF_ANY_LAYER = {step: twin for step, twin in (READERS | CHANGED).items() if step is not view_negated}
 
 
 @some_rules
-@pytest.mark.parametrize(("act", "plain"), MADE_AGAIN.values(), ids=MADE_AGAIN.keys())
+@pytest.mark.parametrize(("act", "plain"), IN_PLACE.values(), ids=IN_PLACE.keys())
 @pytest.mark.parametrize(("step", "twin"), OF_ANY_LAYER.items(), ids=[step.__name__ for step in OF_ANY_LAYER])
 def test_what_a_linear_layer_s_output_is_read_or_changed_by(
     step: Step, twin: Step, act: Function, plain: Function, rule: Rule
 ) -> None:
     x = signed(2, 3, 3, 3)
     assert_twins(seeded(lambda: LinearNet(step, act)), seeded(lambda: LinearNet(twin, plain)), x, rule)
+
+
+class LinearReadBeforeNorm(nn.Module):
+    """A linear layer behind a ReLU whose output something else reads than the batch norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.norm = nn.Linear(5, 4), nn.BatchNorm1d(4)
+        lively(self.norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(F.relu(x))
+        return torch.cat([F.relu(self.norm(y)), y], dim=1)
+
+
+@some_rules
+@pytest.mark.parametrize("assignment", [Only, Cautious])
+def test_a_linear_layer_s_output_that_is_read_before_its_norm(assignment: type[Only], rule: Rule) -> None:
+    """The norm is a layer of its own then; neither layer's rule may have the other one's input or output let go."""
+    model, x, seed = seeded(LinearReadBeforeNorm), signed(2, 5), signed(2, 8, seed=3)
+    with torch.no_grad():
+        entering, scale = x.relu(), model.norm.weight / (model.norm.running_var + model.norm.eps).sqrt()
+        y = model.layer(entering)
+        activated = model.norm(y).relu()
+    norm = Matrix(scale.diag(), model.norm.bias - model.norm.running_mean * scale, torch.eye(4).double())
+    layer = matrix_of(model.layer, (5,))
+    expected = []
+    for n in range(2):
+        of_y = slow(rule, norm, y[n], (activated * seed[:, :4])[n])[0] + (y * seed[:, 4:])[n]
+        expected.append(slow(rule, layer, entering[n], of_y)[0])
+    propagation = Propagation(model, x, assignment(rule))
+    for keep in (True, True, False):
+        relevance = propagation.propagate(seed, keep=keep).relevance
+        torch.testing.assert_close(relevance, torch.stack(expected), **CLOSE)

@@ -196,10 +196,11 @@ def test_operations_that_read_the_shape_of_an_argument_alone(operation: Any) -> 
 
 
 @pytest.mark.parametrize("activation", [nn.GELU, nn.SiLU])
-def test_an_activation_behind_a_linear_layer_is_held_once_by_a_program(activation: type[nn.Module]) -> None:
-    """As by a gradient; its input and its output would be two."""
+@pytest.mark.parametrize("explanations", [0, 1, UNTIL_THEN], ids=["the first", "by a plan", "by a program"])
+def test_a_linear_layer_holds_no_more_than_a_gradient(explanations: int, activation: type[nn.Module]) -> None:
+    """Its output, and neither its input, which epsilon does not read, nor what an activation made of the output."""
     net = network_of_perceptrons(activation)
     explainer = Explainer(net, "epsilon")
-    for _ in range(UNTIL_THEN):
+    for _ in range(explanations):
         explainer.explain(X)
     assert peak(lambda: explainer.explain(X, 0)) <= 1.2 * peak(lambda: gradient_times_input(net))

@@ -17,7 +17,7 @@ from lrp_cli.engine.flow import Flow
 from lrp_cli.engine.layers import BATCH_NORM, Layer
 from lrp_cli.engine.linear_maps import Linear
 from lrp_cli.engine.propagation import Propagation
-from lrp_cli.engine.rules import LRP0, AlphaBeta, Epsilon, Flat, Gamma, Rule, WSquare, ZBox, ZPlus
+from lrp_cli.engine.rules import LRP0, AlphaBeta, Epsilon, Flat, Gamma, OutputUse, Rule, WSquare, ZBox, ZPlus
 from lrp_cli.engine.weights import WeightCache
 from lrp_cli.errors import EngineError
 
@@ -150,8 +150,11 @@ class Only:
     def __init__(self, rule: Rule, batch_norm: Rule | None = None) -> None:
         self._rule, self._batch_norm = rule, batch_norm or rule
 
-    def needs_output(self, layer: Layer) -> bool:
+    def needs_output(self, layer: Layer) -> OutputUse:
         return self.rule(layer, 0).needs_output
+
+    def reads_input(self, layer: Layer) -> bool:
+        return self.rule(layer, 0).reads_input
 
     def rule(self, layer: Layer, count: int) -> Rule:
         return self._batch_norm if layer.kind == BATCH_NORM else self._rule
