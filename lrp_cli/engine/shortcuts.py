@@ -41,6 +41,7 @@ FUNCTIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     _aten.addcmul_.default: Tensor.addcmul_,
     _aten.addmm.default: torch.addmm,
     _aten.any.default: torch.any,
+    _aten.baddbmm.default: torch.baddbmm,
     _aten.bmm.default: torch.bmm,
     _aten.cat.default: torch.cat,
     _aten.clamp_.default: Tensor.clamp_,

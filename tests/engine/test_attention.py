@@ -599,6 +599,31 @@ def test_softmax_of_a_constant_row_is_a_mean(mode: str) -> None:
     assert (explanation.relevance[..., : 2 * FEATURES].abs() < 1e-12).all()
 
 
+@pytest.mark.parametrize("dim", [1, -1])
+@pytest.mark.parametrize("offset", [0.0, 50.0])
+@pytest.mark.parametrize(
+    ("given", "dtype"), [(torch.float64, None), (torch.float64, torch.float64), (torch.float32, torch.float64)]
+)
+def test_what_a_softmax_absorbs(dim: int, offset: float, given: torch.dtype, dtype: torch.dtype | None) -> None:
+    """Its relevance less that of its input, x times the gradient, whatever is added to all of a distribution."""
+    x, weights = (inputs(2, 4, 6) + offset).to(given), inputs(4, 6, seed=2).to(given)
+    x[0, 0, 0] -= 1e3  # no weight is left there
+
+    class Net(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (torch.softmax(x, dim, dtype=dtype).to(x) * weights).flatten(1)
+
+    seed = random_seed(Net(), x).to(given)
+    explanation = explain(Net().eval(), x, seed, "attnlrp")
+    leaf = x.clone().requires_grad_()
+    y = Net()(leaf)
+    (gradient,) = torch.autograd.grad((y * seed).sum(), leaf)
+    close = {"rtol": 1e-4, "atol": 1e-4} if given == torch.float32 else EXACT
+    torch.testing.assert_close(explanation.relevance, x * gradient, **close)
+    absorbed = (y * seed).double().sum(dim=1).detach() - (x * gradient).double().sum(dim=(1, 2))
+    torch.testing.assert_close(explanation.absorbed_sum.double(), absorbed, **close)
+
+
 # Windows: torchvision's Swin and MaxViT
 
 

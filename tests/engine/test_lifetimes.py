@@ -84,6 +84,29 @@ def network_of_perceptrons(activation: type[nn.Module]) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(24 * 256, 10)).eval().requires_grad_(False)
 
 
+class Attention(nn.Module):
+    """Attention with four heads, written out as Swin does; of one layer's output all of queries, keys and values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.qkv, self.project = nn.LayerNorm(24), nn.Linear(24, 72), nn.Linear(24, 24)
+        self.bias = nn.Parameter(torch.randn(4, 256, 256))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x, shape (N, 256, 24), with what was attended to added."""
+        q, k, v = self.qkv(self.norm(x)).view(*x.shape[:2], 3, 4, 6).permute(2, 0, 3, 1, 4)
+        weights = ((q * 6**-0.5) @ k.transpose(-2, -1) + self.bias).softmax(dim=-1)
+        return x + self.project((weights @ v).transpose(1, 2).reshape(x.shape))
+
+
+def network_of_attentions() -> nn.Sequential:
+    """Return a network of attentions and perceptrons, in which attention weights take most of the memory."""
+    torch.manual_seed(0)
+    layers: list[nn.Module] = [nn.Conv2d(3, 24, 4, 4), nn.Flatten(2), Permute([0, 2, 1])]
+    layers += [Attention() for _ in range(6)]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(24 * 256, 10)).eval().requires_grad_(False)
+
+
 NETWORK, X = network(), torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
@@ -204,3 +227,17 @@ def test_a_linear_layer_holds_no_more_than_a_gradient(explanations: int, activat
     for _ in range(explanations):
         explainer.explain(X)
     assert peak(lambda: explainer.explain(X, 0)) <= 1.2 * peak(lambda: gradient_times_input(net))
+
+
+@pytest.mark.parametrize(("config", "at_most"), [("attnlrp", 1.3), ("cp-lrp", 1.0)])
+@pytest.mark.parametrize("explanations", [0, 1, UNTIL_THEN], ids=["the first", "by a plan", "by a program"])
+def test_attention_holds_no_more_than_a_gradient(explanations: int, config: str, at_most: float) -> None:
+    """Weights, and neither the logits they were made of, nor copies of what a layer's output has parts of.
+
+    What a softmax absorbs is added up of one more tensor of the weights' size, for a moment: a sixth of all here.
+    """
+    net = network_of_attentions()
+    explainer = Explainer(net, config)
+    for _ in range(explanations):
+        explainer.explain(X)
+    assert peak(lambda: explainer.explain(X, 0)) <= at_most * peak(lambda: gradient_times_input(net))

@@ -24,6 +24,7 @@ LISTS = [1, 1], [0, 0], [1, 1], False, [0, 0], 1
 ARGUMENTS = {
     aten.addcdiv.out: (A, A, B),
     aten.addmm.default: (A[0, :4], A, B.t().contiguous()),
+    aten.baddbmm.default: (A[None, :, :4], A[None], B.t()[None]),
     aten.bmm.default: (A[None], B.t()[None]),
     aten.cat.default: ([A, B], 1),
     aten.clamp.default: (A, None, 1),

@@ -1,5 +1,6 @@
 """Products and quotients of two activations: gates are held constant, otherwise each operand gets half."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,6 +30,35 @@ class Scaled(torch.autograd.Function):
         return (None if g is None else g * ctx.factor), None
 
 
+class Halved(torch.autograd.Function):
+    """``a @ b`` for matrices of one batch: each operand gets half of the relevance.
+
+    The operands are kept as they are. Autograd keeps what it laid out anew for the product: of a part of a layer's
+    output, which the layer's rule keeps as a whole, that would be a second copy.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, run: Run) -> Tensor:
+        ctx.set_materialize_grads(False)
+        ctx.a, ctx.b = run.keep(a), run.keep(b)
+        product: Tensor = ctx.a @ ctx.b
+        return product
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        (g,) = gradients
+        if g is None:
+            return None, None, None
+        return _half_of_product(g, ctx.b.mT), _half_of_product(ctx.a.mT, g), None
+
+
+def _half_of_product(a: Tensor, b: Tensor) -> Tensor:
+    """Return ``a @ b / 2``, for which nothing but the product is gone through."""
+    one, other = (t.reshape(-1, *t.shape[-2:]) for t in (a, b))
+    product: Tensor = torch.baddbmm(one.new_empty(1, 1, 1), one, other, beta=0, alpha=0.5)
+    return product.view(*a.shape[:-1], b.shape[-1])
+
+
 def bilinear(run: Run, function: Any, args: Any, kwargs: Any) -> Any:
     """A product that is linear in each of two operands: ``a * b``, ``a @ b``, ``einsum``.
 
@@ -46,8 +76,20 @@ def bilinear(run: Run, function: Any, args: Any, kwargs: Any) -> Any:
         gate = carriers[0] if gates[0] else carriers[1]
         args = tuple(_held(a, gate) for a in args)
         return function(*args, **kwargs)
-    product: Tensor = Scaled.apply(function(*args, **kwargs), 0.5)
+    product: Tensor
+    if _is_product_of_matrices(function, args, kwargs):
+        product = Halved.apply(*(args if function.__name__ != "__rmatmul__" else args[::-1]), run)
+    else:
+        product = Scaled.apply(function(*args, **kwargs), 0.5)
     return product
+
+
+def _is_product_of_matrices(function: Any, args: Any, kwargs: Any) -> bool:
+    """Whether it is ``a @ b`` for as many matrices ``a`` as ``b``, one or more dimensions counting them."""
+    if kwargs or len(args) != 2 or function.__name__.strip("_") not in {"matmul", "rmatmul", "bmm"}:
+        return False
+    a, b = args
+    return bool(a.dim() > 2 and a.shape[:-2] == b.shape[:-2])
 
 
 def _held(value: Any, gate: Tensor) -> Any:
@@ -107,11 +149,45 @@ def log_softmax(run: Run, function: Any, args: Any, kwargs: Any) -> Any:
     return booked(run, function, args, kwargs, NORMALISATION)
 
 
+class Softmax(torch.autograd.Function):
+    """Softmax with its plain gradient; what that does not hand on is booked.
+
+    Of its result s alone: the gradient g' = s (g - sum_j s_j g_j) adds up to zero over a distribution, and log s is the
+    input x but for a constant of the distribution, so that sum_i x_i g'_i = sum_i log(s_i) g'_i.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, function: Callable[[Tensor], Tensor], dim: int, run: Run) -> Tensor:
+        ctx.set_materialize_grads(False)
+        s = function(x.detach())
+        ctx.s, ctx.dim, ctx.run, ctx.account = s.detach(), dim, run, run.account(x)
+        return s
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        (g,) = gradients
+        if g is None:
+            return (None,) * 4
+        s, books = ctx.s, ctx.run.books
+        handed_on = torch.ops.aten._softmax_backward_data.default(g, s, ctx.dim, s.dtype)
+        books.book(ctx.account, NORMALISATION, g, s)
+        logarithm = s.clamp(min=torch.finfo(s.dtype).tiny).log_()  # nothing is handed on to where s is zero
+        books.book(ctx.account, NORMALISATION, handed_on, logarithm, times=-1)
+        return handed_on, *(None,) * 3
+
+
 def softmax(run: Run, function: Any, args: Any, kwargs: Any) -> Any:
     """Softmax: a gate; the plain gradient is its first-order Taylor expansion, whose offset is booked.
 
     R_i = x_i (R_i - s_i sum_j R_j): AttnLRP, Achtibat et al. 2024, proposition 3.1.
     """
-    y = booked(run, function, args, kwargs, NORMALISATION)
+    a = arguments(("input", "dim"), args, kwargs)
+    x, dim = a["input"], a.get("dim")
+    converts = any(isinstance(value, torch.dtype) and value != x.dtype for value in (*args, *kwargs.values()))
+    y: Tensor
+    if isinstance(dim, int) and not converts:
+        y = Softmax.apply(x, lambda x: torch.softmax(x, dim), dim, run)
+    else:
+        y = booked(run, function, args, kwargs, NORMALISATION)
     tagged(y, run).is_gate = True
     return y
