@@ -96,11 +96,11 @@ class Draft:
     def propagate(self, rule: Rule, flow: Flow) -> Tensor:
         """Have a rule propagate relevance; where it decides by the values at hand, it will be asked again each time."""
         transcript, begun, booked = self.transcript, len(self.transcript.steps), len(flow.books.booked)
-        is_alone = flow.is_last and not flow.memo
-        inputs = [transcript.value(tensor) for tensor in tensors_of(flow)] if is_alone else []
+        is_only = flow.is_only
+        inputs = [transcript.value(tensor) for tensor in tensors_of(flow)] if is_only else []
         result = rule.propagate(flow)
         steps = transcript.steps[begun:]
-        if is_alone and transcript.problem is None and any(step.is_guard for step in steps):
+        if is_only and transcript.problem is None and any(step.is_guard for step in steps):
             made, bookings = transcript.value(result), bookings_of(flow.books.booked[booked:], transcript)
             course = Course.of(steps, inputs, made, bookings)
             if course is not None:

@@ -42,6 +42,7 @@ class Flow:
         is_non_negative: whether x is known to have no negative value, as behind a ReLU.
         is_activated: whether there is an activation.
         is_rectified: whether relevance arrives at positive outputs only, as in front of a ReLU.
+        keeps_signs: whether there is an activation, which no value gets another sign by.
         is_last: whether no further target follows, so that what is in the memo may be overwritten.
         may_spare: whether nobody but the rule asks for what is kept of the layer call.
         spared: of what further targets need no more than the shape: nothing, z and out, or x, too.
@@ -59,6 +60,7 @@ class Flow:
     is_non_negative: bool = False
     is_activated: bool = False
     is_rectified: bool = False
+    keeps_signs: bool = False
     is_last: bool = False
     may_spare: bool = False
     spared: Spared = Spared.NOTHING
@@ -67,6 +69,11 @@ class Flow:
     def y(self) -> Tensor:
         """The output; where ``is_rectified``, with zeros for negative values, where no relevance arrives."""
         return self.z.clamp(min=0) if self.is_rectified and self.out is not self.z else self.z
+
+    @property
+    def is_only(self) -> bool:
+        """Whether there is no target but this one."""
+        return self.is_last and not self.memo
 
     def is_positive(self, *, use_bias: bool) -> bool:
         """Whether the sum of contributions, with the bias or without it, is known to be positive for all relevance."""

@@ -66,11 +66,13 @@ class Activation:
         function: elementwise, with f(0) = 0.
         rectifies: whether negative values become zero.
         is_relu: whether it does nothing else.
+        keeps_signs: whether f(z) is known never to have another sign than z.
     """
 
     function: Compute
     rectifies: bool = False
     is_relu: bool = False
+    keeps_signs: bool = False
 
 
 class LayerCall:
@@ -193,6 +195,7 @@ class LayerCall:
             is_non_negative=self.is_non_negative,
             is_activated=activation is not None,
             is_rectified=is_rectified,
+            keeps_signs=activation is not None and activation.keeps_signs,
             is_last=not self.run.keeps,
             may_spare=activation is not None or not self._is_read,
         )

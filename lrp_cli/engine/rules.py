@@ -101,9 +101,12 @@ class Epsilon(Rule):
 
     def propagate(self, flow: Flow) -> Tensor:
         shares: dict[str, Tensor | float] = {}
-        if flow.is_rectified and self.use_bias and not self.relative:
+        is_plain = self.use_bias and not self.relative
+        if is_plain and flow.is_rectified:
             s = flow.relevance_over(flow.y + self.epsilon, is_scratch=True)
             shares[EPSILON] = self.epsilon
+        elif is_plain and flow.keeps_signs and not flow.is_only:
+            s = self._of_ratio(flow)
         else:
             s = self._of_output(flow) if self.use_bias and not flow.is_activated else self._of_sum(flow)
         if self.use_bias and flow.map.bias is not None:
@@ -111,6 +114,23 @@ class Epsilon(Rule):
         if shares:
             flow.book_shares(s, shares)
         return flow.hand_down(s)
+
+    def _of_ratio(self, flow: Flow) -> Tensor:
+        """Return s_j = R_j / (z_j + epsilon sign(z_j)), where R_j = out_j g_j with out_j of the sign of z_j.
+
+        That is |out_j| g_j / (|z_j| + epsilon): all that several targets share is one tensor.
+        """
+
+        def ratio() -> Tensor:
+            size = flow.z.abs().add_(self.epsilon)
+            return torch.div(flow.out, size, out=size)
+
+        kept = flow.once("epsilon", ratio)
+        flow.spare(Spared.INPUT_AND_OUTPUT)
+        flow.let_outputs_go()
+        s = kept * flow.g
+        flow.book_shares(s, {EPSILON: self.epsilon})
+        return torch.abs(kept, out=s).mul_(flow.g)
 
     def _of_sum(self, flow: Flow) -> Tensor:
         """Return s_j = R_j / (z_j + epsilon sign(z_j)): R_j / (|z_j| + epsilon), with the sign of z_j."""

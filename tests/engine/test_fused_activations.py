@@ -44,6 +44,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu, tanh": lambda: nn.GELU("tanh"),
     "hardswish": nn.Hardswish,
     "elu": nn.ELU,
+    "elu that turns signs": lambda: nn.ELU(-0.5),
     "mish": nn.Mish,
 }
 

@@ -189,6 +189,16 @@ def test_several_targets_the_first_time_with_norms(config: str) -> None:
     assert peak(lambda: explain_several(explainer)) <= 1.05 * peak(lambda: gradient_times_input(network))
 
 
+@pytest.mark.parametrize("explanations", [0, 1, UNTIL_THEN], ids=["the first", "by a plan", "by a program"])
+def test_several_targets_share_one_tensor_of_an_activation_behind_a_linear_layer(explanations: int) -> None:
+    """The ratio of its output to its input; either of them would be a second one."""
+    net = network_of_perceptrons(nn.GELU)
+    explainer = Explainer(net, "epsilon")
+    for _ in range(explanations):
+        explain_several(explainer)
+    assert peak(lambda: explain_several(explainer)) <= 1.3 * peak(lambda: gradient_times_input(net))
+
+
 def explain_several(explainer: Explainer) -> None:
     """Explain five targets of one forward pass."""
     forward = explainer.forward(X)

@@ -17,7 +17,10 @@ STABILISER = 1e-6
 THROUGH_ZERO = frozenset({"relu6", "silu", "gelu", "hardswish", "elu", "selu", "celu", "mish", "softsign"})
 """Activations with f(0) = 0 whatever their parameters, which the layer in front of them can take along."""
 
-RELU = Activation(torch.relu, rectifies=True, is_relu=True)
+MAY_TURN = frozenset({"elu", "celu"})
+"""Those of them that may make something positive of what is negative, by their parameter."""
+
+RELU = Activation(torch.relu, rectifies=True, is_relu=True, keeps_signs=True)
 
 
 def rectify(run: Run, function: Any, args: Any, kwargs: Any) -> Any:
@@ -41,8 +44,10 @@ def identity_rule(run: Run, function: Any, args: Any, kwargs: Any) -> Any:
         activated: Tensor = function(x, *rest, **kwargs)
         return activated
 
-    through_zero, rectifies = _at_zero(operation_name(function), args, kwargs)
-    y = _behind_layer(run, x, Activation(activate, rectifies)) if through_zero else None
+    name = operation_name(function)
+    through_zero, rectifies = _at_zero(name, args, kwargs)
+    activation = Activation(activate, rectifies, keeps_signs=name not in MAY_TURN)
+    y = _behind_layer(run, x, activation) if through_zero else None
     return IdentityRule.apply(x, run, activate) if y is None else y
 
 
