@@ -1,6 +1,5 @@
 """Products and quotients of two activations: gates are held constant, otherwise each operand gets half."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -78,7 +77,8 @@ def bilinear(run: Run, function: Any, args: Any, kwargs: Any) -> Any:
         return function(*args, **kwargs)
     product: Tensor
     if _is_product_of_matrices(function, args, kwargs):
-        product = Halved.apply(*(args if function.__name__ != "__rmatmul__" else args[::-1]), run)
+        a, b = args[::-1] if function.__name__ == "__rmatmul__" else args
+        product = Halved.apply(a, b, run)
     else:
         product = Scaled.apply(function(*args, **kwargs), 0.5)
     return product
@@ -157,9 +157,9 @@ class Softmax(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, function: Callable[[Tensor], Tensor], dim: int, run: Run) -> Tensor:
+    def forward(ctx: Any, x: Tensor, dim: int, run: Run) -> Tensor:
         ctx.set_materialize_grads(False)
-        s = function(x.detach())
+        s = torch.softmax(x.detach(), dim)
         ctx.s, ctx.dim, ctx.run, ctx.account = s.detach(), dim, run, run.account(x)
         return s
 
@@ -167,13 +167,13 @@ class Softmax(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Any) -> Any:
         (g,) = gradients
         if g is None:
-            return (None,) * 4
+            return None, None, None
         s, books = ctx.s, ctx.run.books
         handed_on = torch.ops.aten._softmax_backward_data.default(g, s, ctx.dim, s.dtype)
         books.book(ctx.account, NORMALISATION, g, s)
-        logarithm = s.clamp(min=torch.finfo(s.dtype).tiny).log_()  # nothing is handed on to where s is zero
+        logarithm = s.clamp(min=torch.finfo(s.dtype).tiny).log_()  # where s is zero, nothing is handed on
         books.book(ctx.account, NORMALISATION, handed_on, logarithm, times=-1)
-        return handed_on, *(None,) * 3
+        return handed_on, None, None
 
 
 def softmax(run: Run, function: Any, args: Any, kwargs: Any) -> Any:
@@ -186,7 +186,7 @@ def softmax(run: Run, function: Any, args: Any, kwargs: Any) -> Any:
     converts = any(isinstance(value, torch.dtype) and value != x.dtype for value in (*args, *kwargs.values()))
     y: Tensor
     if isinstance(dim, int) and not converts:
-        y = Softmax.apply(x, lambda x: torch.softmax(x, dim), dim, run)
+        y = Softmax.apply(x, dim, run)
     else:
         y = booked(run, function, args, kwargs, NORMALISATION)
     tagged(y, run).is_gate = True
