@@ -72,7 +72,7 @@ class Flow:
 
     @property
     def is_only(self) -> bool:
-        """Whether there is no target but this one."""
+        """Whether no further target follows, and nothing is kept from earlier ones."""
         return self.is_last and not self.memo
 
     def is_positive(self, *, use_bias: bool) -> bool:

@@ -104,7 +104,7 @@ class Interception(TorchFunctionMode):
 
     def _note_uses(self, tensors: list[Tensor]) -> None:
         for tensor in tensors:
-            tagged(tensor, self.run).uses.count += 1
+            tagged(tensor, self.run).note_use()
 
     def _resolve(self, tensor: Tensor) -> Tensor:
         """Return what an argument stands for: a parameter's values, or what took the place of a changed tensor."""
@@ -120,7 +120,7 @@ class Interception(TorchFunctionMode):
         if not run.carries(source):  # the transpose of a parameter
             return result.detach()
         tag = tagged(source, run)
-        tag.uses.count += 1
+        tag.note_use()
         if name in REORDERING:
             tagged(result, run).batch_dim = _place_of(tag.batch_dim, source.dim(), func)
         if name in KEEPS_GATES and tag.is_gate:

@@ -101,9 +101,11 @@ class LayerCall:
         self.account = account or run.account(x)._replace(layer=layer.name)
         self.bounds = bounds
         self.use = run.assignment.needs_output(layer)
-        # The inputs of convolutions are mostly kept anyway, as outputs, and their outputs let go for those of norms.
+        # A convolution's input is mostly held anyway, as the output of what made it; and its own output is let go once
+        # there is that of a norm.
         is_read = layer.kind != LINEAR or not self.use or run.assignment.reads_input(layer)
-        self.x = run.keep(x) if is_read else valueless(x)
+        kept = run.keep(x)  # in any case: a write into it, done as written, would come between the layer and its node
+        self.x = kept if is_read else valueless(kept)
         self._address = x.data_ptr()
         self.is_non_negative = run.is_non_negative(x)
         self._make_map = make_map
@@ -123,6 +125,7 @@ class LayerCall:
         """Return the call of this layer and the batch norm behind it as one layer, ``make_map``.
 
         ``is_alone`` tells, once the forward pass is over, whether nothing but the batch norm uses the layer's output.
+        That is let go, unless the input was: then it could not be made again.
         """
         merged = LayerCall(self.run, self.layer, make_map, self.x, self.bounds)
         merged.is_non_negative = self.is_non_negative
@@ -262,7 +265,7 @@ class LayerNode(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.call = call
         y = compute(x)
-        if not call.use and y._is_view():  # a view that a Function returns may not be changed in place
+        if y._is_view():  # one that a Function returns may not be changed in place, nor be taken for a part of y
             y = torch.ops.aten._unsafe_view.default(y, y.shape)
         call.keep_output(y)
         return y

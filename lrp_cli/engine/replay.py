@@ -179,7 +179,7 @@ class Replay(Interception):
         run.layer_count += group.layer.kind != BATCH_NORM
         tag = tagged(x, run)
         call = LayerCall(run, group.layer, lambda: group.map, x, tag.bounds, group.account)
-        tag.uses.count += 1
+        tag.note_use()
         if group.activation is None:
             y: Tensor = LayerNode.apply(x, call, lambda _: z)
             note_layer(run, y, call, x)

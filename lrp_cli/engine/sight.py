@@ -159,7 +159,7 @@ class Sight:
                     "place before; change the model to compute that step out of place"
                 )
             tag = tagged(tensor, run)
-            tag.uses.count += 1
+            tag.note_use()
             watched[place] = Watched(run.keep(tensor), tag.batch_dim, self._regions.get(edge[0]))
         return watched
 

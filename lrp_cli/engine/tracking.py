@@ -38,7 +38,8 @@ class Tag:
 
     Attributes:
         run: the forward pass that the notes belong to.
-        layer_call, layer_input: the layer whose output the tensor is, and the tensor that it was applied to.
+        layer_call, layer_input: the layer whose output the tensor is, and, until the tensor is read, what the layer was
+            applied to.
         uses: how many operations have read the tensor.
         is_gate: whether it came out of a sigmoid, softmax or the like and so weighs other activations.
         batch_dim: which dimension is the batch.
@@ -84,6 +85,11 @@ class Tag:
         self.producer: int | None = None
         self.is_inside = False
         self.non_negative: int | None = None
+
+    def note_use(self) -> None:
+        """Note that an operation has read the tensor: no later one can be made one with the layer in front of it."""
+        self.uses.count += 1
+        self.layer_input = None
 
 
 def tag_of(tensor: Tensor, run: "Run") -> Tag | None:

@@ -330,10 +330,24 @@ def negated(act: Function, layer: Function, x: Tensor) -> Tensor:
 
 
 def input_negated(act: Function, layer: Function, x: Tensor) -> Tensor:
-    x = x * 2
+    x = x + x[:, :1]
     z = layer(x)
     x.neg_()
     return torch.cat([act(z), x], dim=1)
+
+
+def input_written(act: Function, layer: Function, x: Tensor) -> Tensor:
+    x = x + x[:, :1]
+    z = layer(x)
+    x[:, :1] = x[:, 1:2]
+    return torch.cat([act(z), x], dim=1)
+
+
+def part_changed(act: Function, layer: Function, x: Tensor) -> Tensor:
+    z = layer(x)
+    part, rest = z.split((1, z.shape[-1] - 1), dim=-1)
+    part *= 2
+    return act(torch.cat([rest, part], dim=-1))
 
 
 def sum_activated(act: Function, layer: Function, x: Tensor) -> Tensor:
@@ -383,7 +397,11 @@ def product_apart(act: Function, layer: Function, x: Tensor) -> Tensor:
 CHANGED: dict[Step, Step] = {
     two_in_a_row: lambda act, layer, x: act(act(layer(x))),
     negated: lambda act, layer, x: -act(layer(x)),
-    input_negated: lambda act, layer, x: torch.cat([act(layer(x * 2)), -(x * 2)], dim=1),
+    input_negated: lambda act, layer, x: torch.cat([act(layer(x + x[:, :1])), -(x + x[:, :1])], dim=1),
+    input_written: lambda act, layer, x: torch.cat(
+        [act(layer(x + x[:, :1])), (x + x[:, :1])[:, [1, *range(1, x.shape[1])]]], dim=1
+    ),
+    part_changed: lambda act, layer, x: act(torch.cat([layer(x)[..., 1:], layer(x)[..., :1] * 2], dim=-1)),
     sum_activated: lambda act, layer, x: -act(act(layer(x) + x[:, :1])),
     pooled_before: lambda act, layer, x: act(layer(x) + x[:, :1]) + F.max_pool2d(layer(x) + x[:, :1], 2),
     averaged_before: lambda act, layer, x: act(layer(x) + x[:, :1]) + F.avg_pool2d(layer(x) + x[:, :1], 3),

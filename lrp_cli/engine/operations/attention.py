@@ -115,6 +115,7 @@ def _projected(run: Run, a: dict[str, Any]) -> list[Tensor]:
         if not run.carries(t):
             return F.linear(t, weight, bias)
         projected: Tensor = linear(run, F.linear, (t.transpose(0, 1), weight, bias), {}, suffix=suffix)
+        tagged(projected, run).note_use()
         return projected.transpose(0, 1)
 
     if a.get("use_separate_proj_weight"):

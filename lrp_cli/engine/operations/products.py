@@ -53,7 +53,7 @@ class Halved(torch.autograd.Function):
 
 def _half_of_product(a: Tensor, b: Tensor) -> Tensor:
     """Return ``a @ b / 2``, for which nothing but the product is gone through."""
-    one, other = (t.reshape(-1, *t.shape[-2:]) for t in (a, b))
+    one, other = (t.flatten(0, -3) for t in (a, b))
     product: Tensor = torch.baddbmm(one.new_empty(1, 1, 1), one, other, beta=0, alpha=0.5)
     return product.view(*a.shape[:-1], b.shape[-1])
 
@@ -183,9 +183,11 @@ def softmax(run: Run, function: Any, args: Any, kwargs: Any) -> Any:
     """
     a = arguments(("input", "dim"), args, kwargs)
     x, dim = a["input"], a.get("dim")
-    converts = any(isinstance(value, torch.dtype) and value != x.dtype for value in (*args, *kwargs.values()))
+    types = [value for value in (*args, *kwargs.values()) if isinstance(value, (torch.dtype, type))]
+    # In half precision a gradient does not add up to zero.
+    is_exact = x.dtype.itemsize >= 4 and all(value == x.dtype for value in types)
     y: Tensor
-    if isinstance(dim, int) and not converts:
+    if isinstance(dim, int) and is_exact:
         y = Softmax.apply(x, dim, run)
     else:
         y = booked(run, function, args, kwargs, NORMALISATION)
