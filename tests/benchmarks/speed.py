@@ -205,7 +205,8 @@ def main() -> None:
     parser.add_argument(
         "--methods", default="", metavar="TEXT", help="only methods whose name holds this, such as 'lrp'"
     )
-    parser.add_argument("--measure", nargs="+", default=["operations", "time", "memory"])
+    known = ["operations", "time", "memory"]
+    parser.add_argument("--measure", nargs="+", choices=known, default=known)
     parser.add_argument("--device", default="cpu", help="cpu, or cuda")
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object a network and measurement, no tables"
