@@ -104,7 +104,8 @@ class LayerCall:
         # A convolution's input is mostly held anyway, as the output of what made it; and its own output is let go once
         # there is that of a norm.
         is_read = layer.kind != LINEAR or not self.use or run.assignment.reads_input(layer)
-        kept = run.keep(x)  # in any case: a write into it, done as written, would come between the layer and its node
+        # Noted as kept in any case: relevance comes back to x as it was when the layer read it, before any write.
+        kept = run.keep(x)
         self.x = kept if is_read else valueless(kept)
         self._address = x.data_ptr()
         self.is_non_negative = run.is_non_negative(x)
@@ -265,7 +266,7 @@ class LayerNode(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.call = call
         y = compute(x)
-        if y._is_view():  # one that a Function returns may not be changed in place, nor be taken for a part of y
+        if y._is_view():  # torch allows no write into one; what is written into a part of it would go to its base
             y = torch.ops.aten._unsafe_view.default(y, y.shape)
         call.keep_output(y)
         return y

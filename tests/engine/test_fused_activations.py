@@ -422,7 +422,7 @@ def test_what_is_needed_for_the_way_back_may_be_changed_in_place(
 
 
 class LinearNet(nn.Module):
-    """A linear layer behind a ReLU, and what is made of it: what an activation made of its output is not held."""
+    """A linear layer behind a ReLU, and what is made of it: of its input, output and activation one is held."""
 
     def __init__(self, step: Step, act: Function) -> None:
         super().__init__()
