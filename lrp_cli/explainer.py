@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from lrp_cli.engine.books import Books
 from lrp_cli.engine.exactness import exactly
-from lrp_cli.engine.library import Outlook
 from lrp_cli.engine.native import Compiler
 from lrp_cli.engine.plans import Plans
 from lrp_cli.engine.propagation import Propagation
@@ -180,13 +179,6 @@ class Explainer:
             )
         tolerances = (BALANCE.get(dtype, ROUGH_BALANCE) for dtype in (x.dtype, self._products or x.dtype))
         return ForwardPass(propagation, max(tolerances))
-
-    def outlook(self, x: Tensor, *, single: bool = False) -> Outlook:
-        """Return whether explanations of inputs of x's shape run without the model's Python, or may some time.
-
-        Those that do may run in several threads side by side. Arguments as those of :meth:`forward`.
-        """
-        return self._plans.outlook(x, single=single)
 
     @property
     def is_keeping(self) -> bool:

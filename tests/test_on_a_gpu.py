@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lrp_cli.engine import library
 from lrp_cli.engine.programs import ProgramRun
 from lrp_cli.explainer import Explainer
-from lrp_cli.runs.shares import Explaining
+from lrp_cli.runs.explaining import Explaining
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 
@@ -168,24 +168,24 @@ def test_a_run_writes_what_it_writes_on_a_processor(lrp, folder: Path, tmp_path:
 
 
 @pytest.fixture
-def shares(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def at_once(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many pictures went through the network at once, each time."""
     counts: list[int] = []
     explain = Explaining.explain
 
-    def counting(self: Explaining, share: Any, **options: Any) -> Any:
-        found = explain(self, share, **options)
-        counts.append(len(share.pictures))
+    def counting(self: Explaining, pictures: Any) -> Any:
+        found = explain(self, pictures)
+        counts.append(len(pictures))
         return found
 
     monkeypatch.setattr(Explaining, "explain", counting)
     return counts
 
 
-def test_batches_grow_to_what_fits(lrp, folder: Path, tmp_path: Path, shares: list[int]) -> None:
+def test_batches_grow_to_what_fits(lrp, folder: Path, tmp_path: Path, at_once: list[int]) -> None:
     done = lrp.explain(folder, "--device", "cuda", "-o", tmp_path)
     assert done.code == 0, done.err
-    assert shares == [8, 64, 18]
+    assert at_once == [8, 64, 18]
 
 
 @pytest.fixture
@@ -199,13 +199,13 @@ def little_memory() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("little_memory")
-def test_out_of_memory_halves_batches(lrp, folder: Path, tmp_path: Path, shares: list[int]) -> None:
+def test_out_of_memory_halves_batches(lrp, folder: Path, tmp_path: Path, at_once: list[int]) -> None:
     """At 224 pixels."""
     done = lrp("explain", folder, "--config", "epsilon", "--device", "cuda", "-b", 64, "-o", tmp_path)
     assert done.code == 0, done.err
     assert done.err.count("out of memory: going on with smaller batches") == 1
-    assert sum(shares) == 90
-    assert max(shares) < 64
+    assert sum(at_once) == 90
+    assert max(at_once) < 64
 
 
 def test_no_waiting_for_the_gpu_picture_by_picture(lrp, folder: Path, tmp_path: Path) -> None:

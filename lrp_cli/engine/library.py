@@ -2,7 +2,6 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable
-from enum import Enum
 from functools import partial
 from operator import is_
 
@@ -28,14 +27,6 @@ LIMIT = 4
 """How many programs are kept, for as many kinds of inputs."""
 
 
-class Outlook(Enum):
-    """Whether explanations run by a program, compiled if it is to be: now, after some more explanations, or never."""
-
-    NOW = "now"
-    LATER = "later"
-    NEVER = "never"
-
-
 class Programs:
     """The programs for one explainer, by the kind of input, and whether one target is explained or several."""
 
@@ -50,14 +41,6 @@ class Programs:
     def count(self) -> int:
         """How many there are."""
         return len(self._programs)
-
-    def outlook(self, x: Tensor, *, single: bool) -> Outlook:
-        """Return whether explanations of inputs like x run by a program; arguments as those of :meth:`run`."""
-        kind = kind_of(x), single
-        program = self._programs.get(kind)
-        if program is not None:
-            return Outlook.NOW if program.is_settled else Outlook.LATER
-        return Outlook.NEVER if self._failures.get(kind, 0) >= FAILURES else Outlook.LATER
 
     def run(self, x: Tensor, circumstances: Circumstances, *, single: bool) -> "ProgramRun | None":
         """Run the forward pass by the program for inputs like x, if there is one and all stands as it did.

@@ -99,7 +99,7 @@ class Native:
         self._failures = 0.0
 
     @property
-    def is_settled(self) -> bool:
+    def _is_settled(self) -> bool:
         """Whether it is compiled, or will not be."""
         return self._code is not None or self._attempts >= ATTEMPTS
 
@@ -123,10 +123,10 @@ class Native:
         return found
 
     def _found_or_made(self, tensor: Tensor, box: list[Any]) -> Code | None:
-        if not self.is_settled:
+        if not self._is_settled:
             with self._lock:
                 self._runs += 1
-                if not self.is_settled and self._runs > PATIENCE:
+                if not self._is_settled and self._runs > PATIENCE:
                     self._code = self._compiler.compile(self._plain, self._passage, tensor, box)
                     self._attempts = ATTEMPTS if self._code is None else self._attempts + 1
         return self._code

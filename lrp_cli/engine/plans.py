@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lrp_cli.engine.books import Account
 from lrp_cli.engine.layers import Activation, Compute, Layer, Made
-from lrp_cli.engine.library import Outlook, Programs
+from lrp_cli.engine.library import Programs
 from lrp_cli.engine.linear_maps import LinearMap
 from lrp_cli.engine.naming import operation_name
 from lrp_cli.engine.native import Compiler
@@ -209,17 +209,6 @@ class Plans:
         self._plans: dict[Hashable, Plan] = {}
         self._unplanned: Counter[Hashable] = Counter()
         self.are_of_use = True
-
-    def outlook(self, x: Tensor, *, single: bool) -> Outlook:
-        """Return whether explanations of inputs like x run by a program, or may some time.
-
-        Args:
-            x: the input.
-            single: whether one target is explained, or several.
-        """
-        if not self.are_of_use or self._unplanned[kind_of(x)] >= IN_VAIN:
-            return Outlook.NEVER
-        return self.programs.outlook(x, single=single)
 
     def find(self, names: Names, x: Tensor) -> Plan | None:
         """Return the plan for an input like x, if there is one and neither modules nor parameters were changed since.

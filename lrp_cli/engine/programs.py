@@ -15,7 +15,6 @@ from torch import Tensor
 
 from lrp_cli.engine.books import Books
 from lrp_cli.engine.choices import Booking, entries_of, values_of
-from lrp_cli.engine.native import Native
 from lrp_cli.engine.standing import Standing
 
 Circumstances = tuple[Any, ...]
@@ -48,12 +47,6 @@ class Program:
     circumstances: tuple[Any, ...]
     forward: Callable[..., tuple[Any, ...]]
     backwards: dict[Turn, Backward]
-
-    @property
-    def is_settled(self) -> bool:
-        """Whether nothing is left to be compiled."""
-        functions = [self.forward, *(backward.function for backward in self.backwards.values())]
-        return all(function.is_settled for function in functions if isinstance(function, Native))
 
 
 class ProgramRun:

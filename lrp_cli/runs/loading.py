@@ -6,12 +6,12 @@ from functools import cache
 from lrp_cli.errors import ImageError, UsageError, is_out_of_memory
 from lrp_cli.images.decoding import read_picture
 from lrp_cli.models import LoadedModel, Target, parse_target
+from lrp_cli.runs.explaining import Loaded
 from lrp_cli.runs.files import sha256_of
 from lrp_cli.runs.pictures import Picture
 from lrp_cli.runs.records import Failure, Skipped
 from lrp_cli.runs.resume import Resume
 from lrp_cli.runs.settings import Provenance, Settings
-from lrp_cli.runs.shares import Loaded
 
 
 class Loader:

@@ -3,20 +3,18 @@
 import traceback
 from collections.abc import Sequence
 from functools import partial
-from itertools import chain
 
 import torch
 
-from lrp_cli.engine.library import Outlook
 from lrp_cli.errors import ConfigError, EngineError, LrpError, is_out_of_memory
 from lrp_cli.explainer import Explainer
 from lrp_cli.models import LoadedModel
 from lrp_cli.runs.batches import Batches
-from lrp_cli.runs.crew import Crew
+from lrp_cli.runs.explaining import Explaining, Loaded, Results, failure
 from lrp_cli.runs.memory import make_room
 from lrp_cli.runs.settings import Settings
-from lrp_cli.runs.shares import Explaining, Loaded, Results, Share, failure
 from lrp_cli.runs.turns import usable_cores
+from lrp_cli.runs.workplace import Workplace
 
 MOST_REFUSALS = 4
 """So many pictures are tried in a row before a model is given up that has explained none."""
@@ -31,7 +29,7 @@ class Network:
     """
 
     def __init__(self, model: LoadedModel, explainer: Explainer, settings: Settings) -> None:
-        self._crew = Crew(settings.device)
+        self._workplace = Workplace()
         self.batches = Batches(settings.batch_size, settings.device)
         self.notes: list[str] = []
         self._settings = settings
@@ -59,12 +57,11 @@ class Network:
     @property
     def takes_the_processor(self) -> bool:
         """Whether each operation is always shared out among as many threads as this process has cores."""
-        is_shared_out = self._settings.device.type == "cpu" and self._crew.hands == 1
-        return is_shared_out and 1 < torch.get_num_threads() >= usable_cores()
+        return self._settings.device.type == "cpu" and 1 < torch.get_num_threads() >= usable_cores()
 
     def close(self) -> None:
-        """End the threads; nothing can be explained any more."""
-        self._crew.close()
+        """End its thread, if it has one; nothing can be explained any more."""
+        self._workplace.close()
 
     def raise_if_refused(self) -> None:
         """Raise that the engine could explain none, if it could not; why, each picture's failure has said.
@@ -81,7 +78,7 @@ class Network:
         """Return the results, or None where the part is to be tried again in smaller ones."""
         try:
             with self.batches.watched(len(part)):
-                results = self._explain(part)
+                results = self._workplace.work(partial(self._explaining.explain, part))
         except (LrpError, RuntimeError, MemoryError) as error:
             # What follows happens after this block, when the traceback has let go of the tensors.
             problem: Exception = error.with_traceback(None)
@@ -113,12 +110,12 @@ class Network:
         return [self._refused(part[0], problem)]
 
     def _make_room(self) -> bool:
-        """Hand back what is free within this process, and go on in new threads; return whether there may be room."""
+        """Hand back what is free within this process, and go on in a new thread; return whether there may be room."""
         if self._settings.device.type == "cuda":
             torch.cuda.empty_cache()
             return False
         has_room = make_room()
-        self._crew.renew()
+        self._workplace.renew()
         return has_room
 
     def _alone(self, loaded: Loaded) -> Results:
@@ -134,24 +131,3 @@ class Network:
                 raise problem
         lines = str(problem).splitlines() or [type(problem).__name__]
         return [failure(loaded, lines[0])]
-
-    def _explain(self, part: Sequence[Loaded]) -> list[Results]:
-        shares = self._shares(part)
-        if len(shares) > 1 and all(self._explaining.outlook(share) is Outlook.NOW for share in shares):
-            done = self._crew.work(partial(self._explaining.explain, at_once=len(part)), shares)
-        else:
-            explain = self._explaining.explain
-            done = [self._crew.work_alone(partial(explain, share, at_once=len(share.pictures))) for share in shares]
-        return list(chain.from_iterable(done))
-
-    def _shares(self, part: Sequence[Loaded]) -> list[Share]:
-        """Divide what can be explained side by side, now or some time.
-
-        A model's own code may not be made for several threads, and they would wait for each other.
-        """
-        whole = self._explaining.share(part)
-        size = -(-len(part) // self._crew.hands)
-        if len(part) < self.batches.size or size == len(part):
-            return [whole]
-        shares = [whole.part(first, first + size) for first in range(0, len(part), size)]
-        return [whole] if any(self._explaining.outlook(share) is Outlook.NEVER for share in shares) else shares

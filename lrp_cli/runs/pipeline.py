@@ -11,7 +11,7 @@ import torch
 from lrp_cli.errors import LrpError
 from lrp_cli.explainer import Explainer
 from lrp_cli.models import LoadedModel, Target
-from lrp_cli.runs import crew
+from lrp_cli.runs.explaining import Loaded, Undrawn
 from lrp_cli.runs.files import StorageError, write_whole
 from lrp_cli.runs.loading import Loader
 from lrp_cli.runs.network import Network
@@ -21,7 +21,6 @@ from lrp_cli.runs.prefetch import Behind, in_order, threads_at_work
 from lrp_cli.runs.recording import Recorder
 from lrp_cli.runs.records import Failure, Outcome, Record
 from lrp_cli.runs.settings import Settings
-from lrp_cli.runs.shares import Loaded, Undrawn
 from lrp_cli.runs.signals import raise_if_interrupted
 from lrp_cli.runs.targets import is_single
 from lrp_cli.runs.turns import Turns, usable_cores
@@ -201,8 +200,8 @@ class Pipeline:
 
 
 def most_threads() -> int:
-    """Return how many threads a run has at most: its own, and those that torch has for each that calls it."""
-    return 2 * THREADS + WRITERS + crew.MOST + 2 + 3 * torch.get_num_threads()
+    """Return how many threads a run has at most: its own, and those that torch has for the two that may explain."""
+    return 2 * THREADS + WRITERS + 3 + 2 * torch.get_num_threads()
 
 
 def _draws_on_all_cores(settings: Settings) -> bool:

@@ -7,12 +7,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from lrp_cli.runs.explaining import Loaded
 from lrp_cli.runs.manifest import Line, Manifest, current_lines, supersedes
 from lrp_cli.runs.pictures import Picture
 from lrp_cli.runs.records import Failure, Outcome, Record, Skipped
 from lrp_cli.runs.resume import Resume, is_intact
 from lrp_cli.runs.settings import MAKERS, Provenance
-from lrp_cli.runs.shares import Loaded
 
 
 class Recorder:

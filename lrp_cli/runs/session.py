@@ -5,6 +5,7 @@ from pathlib import Path
 
 from lrp_cli.explainer import Explainer
 from lrp_cli.models import LoadedModel
+from lrp_cli.runs.explaining import Loaded
 from lrp_cli.runs.files import prepare_directory, remove_leftovers
 from lrp_cli.runs.loading import Loader
 from lrp_cli.runs.lock import locked
@@ -15,7 +16,6 @@ from lrp_cli.runs.recording import Recorder
 from lrp_cli.runs.records import REPORTED, Failure, Skipped
 from lrp_cli.runs.resume import Resume
 from lrp_cli.runs.settings import MAKERS, Provenance, Settings
-from lrp_cli.runs.shares import Loaded
 
 Note = Callable[[str], None]
 

@@ -31,7 +31,6 @@ from PIL import Image, ImageOps
 from lrp_cli.runs.spinning import spin_briefly
 
 spin_briefly()  # as `lrp explain` does, before torch is imported
-from lrp_cli.runs import crew  # noqa: E402
 
 SAMPLES = Path(__file__).resolve().parents[2] / "sample_images"
 SIZE = (500, 375)
@@ -98,7 +97,7 @@ def folder(pictures: int, batch_size: int, rounds: int, device: str) -> dict[str
             tensors = [steps.tensor(steps.view(decode(path))) for path in pictures_of(part)]
             return [torch.stack(tensors[first : first + batch_size]) for first in range(0, len(tensors), batch_size)]
 
-        # What is prepared once a model, for batches and for the parts of them that a run explains side by side.
+        # What is prepared once a model.
         first, *others = parts
         run(first)
         for _ in range(library.AFTER + 3):
@@ -154,15 +153,11 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=200, help="in a folder; each round takes another folder")
     parser.add_argument("--batches", nargs="+", type=int, default=[8])
     parser.add_argument("--device", default="cpu", help="for the folder: cpu, or cuda")
-    parser.add_argument(
-        "--hands", type=int, default=crew.MOST, help="how many parts of a batch are explained at once at most"
-    )
     arguments = parser.parse_args()
     print("| ratio of medians | |")
     print("| --- | ---: |")
     ratios = start(arguments.rounds) if "start" in arguments.measure else {}
     if "folder" in arguments.measure:
-        crew.MOST = arguments.hands
         for batch_size in arguments.batches:
             ratios |= folder(arguments.pictures, batch_size, min(arguments.rounds, 5), arguments.device)
     for name, ratio in ratios.items():

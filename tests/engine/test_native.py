@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from lrp_cli.engine import library, native, standing
-from lrp_cli.engine.library import Outlook
 from lrp_cli.engine.lowering import compiled
 from lrp_cli.engine.machine_code import Code, Passage, Unfit
 from lrp_cli.engine.native import FAILURES, Compiler
@@ -287,15 +286,6 @@ def test_two_threads_at_once_compile_once(monkeypatch: pytest.MonkeyPatch) -> No
         thread.join()
     assert len(began) == 2  # the forward and the backward pass
     assert_same(found[0], found[1])
-
-
-def test_halves_are_not_explained_side_by_side_before_that() -> None:
-    explainer = Explainer(network(), "epsilon-plus", compile=True)
-    seen = []
-    for _ in range(UNTIL_THEN + 2):
-        seen.append(explainer.outlook(picture(), single=True))
-        explainer.explain(picture(), 3)
-    assert seen == [Outlook.LATER] * (UNTIL_THEN + 1) + [Outlook.NOW]
 
 
 def test_tensors_that_lie_otherwise_in_memory_are_left_to_the_program() -> None:

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from lrp_cli.runs.explaining import Loaded, Results
 from lrp_cli.runs.manifest import read_lines
 from lrp_cli.runs.network import Network
-from lrp_cli.runs.shares import Loaded, Results
 from lrp_cli.runs.signals import Interrupted, interruptible, raise_if_interrupted
 
 SMALL = ("-c", "epsilon", "--resize", "64", "--crop", "64")

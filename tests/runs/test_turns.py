@@ -13,7 +13,7 @@ import torch
 
 from lrp_cli.errors import ConfigError
 from lrp_cli.images.preprocessing import Preprocessing
-from lrp_cli.runs import crew, loading, network, outputs, pipeline
+from lrp_cli.runs import loading, network, outputs, pipeline
 from lrp_cli.runs import turns as turns_module
 from lrp_cli.runs.files import StorageError
 from lrp_cli.runs.prefetch import Behind
@@ -34,7 +34,6 @@ def pictures(tmp_path: Path, make_picture: Make) -> Path:
 @pytest.fixture(autouse=True)
 def two_cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As on a machine with two cores, on which both work on one operation; threads are left as they were."""
-    monkeypatch.setattr(crew, "multiplies_matrices_well", lambda: False)
     monkeypatch.setattr(network, "usable_cores", lambda: 2)
     monkeypatch.setattr(pipeline, "usable_cores", lambda: 2)
     monkeypatch.setattr(pipeline, "THREADS", 2)

@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lrp_cli.engine.library import Outlook
 from lrp_cli.explainer import Explainer, ForwardPass
 from lrp_cli.images.decoding import read_picture
 from lrp_cli.images.mapping import Mapping
@@ -51,27 +50,8 @@ Results: TypeAlias = "list[Undrawn | Failure]"
 """What there is of one picture: for every target a result, or why there is none."""
 
 
-@dataclass(frozen=True)
-class Share:
-    """Pictures that go through the network together.
-
-    Attributes:
-        pictures: the pictures, all of one size.
-        x: the network's input, shape (N, 3, H, W).
-        is_single: whether no more than one score is asked for of any of them.
-    """
-
-    pictures: Sequence[Loaded]
-    x: Tensor
-    is_single: bool
-
-    def part(self, begin: int, end: int) -> "Share":
-        """Return the share that pictures ``begin`` to ``end`` are."""
-        return replace(self, pictures=self.pictures[begin:end], x=self.x[begin:end])
-
-
 class Explaining:
-    """Explains shares with one model and one config."""
+    """Explains pictures with one model and one config."""
 
     def __init__(self, model: LoadedModel, explainer: Explainer, settings: Settings) -> None:
         self._model = model
@@ -79,48 +59,40 @@ class Explaining:
         self._settings = settings
         self._dtype = next((p.dtype for p in model.network.parameters() if p.is_floating_point()), torch.float32)
 
-    def share(self, pictures: Sequence[Loaded]) -> Share:
-        """Return pictures of one size as a share, on the run's device."""
-        shape, is_for_gpu = (len(pictures), *pictures[0].tensor.shape), self._settings.device.type == "cuda"
-        x = torch.empty(shape, dtype=torch.float32, pin_memory=is_for_gpu)
-        # With numpy: torch would share this out among threads that have better things to do.
-        np.stack([loaded.tensor.numpy() for loaded in pictures], out=x.numpy())
-        x = x.to(self._settings.device, non_blocking=True).to(self._dtype)
-        return Share(pictures, x, is_single([loaded.targets for loaded in pictures]))
-
-    def outlook(self, share: Share) -> Outlook:
-        """Return whether a share is explained without the model's Python, or may be some time."""
-        return self._explainer.outlook(share.x, single=share.is_single)
-
-    def explain(self, share: Share, *, at_once: int) -> list[Results]:
-        """Explain a share; returns the results of each of its pictures.
-
-        Args:
-            share: what to explain.
-            at_once: how many pictures are explained at the same time, here and elsewhere.
+    def explain(self, pictures: Sequence[Loaded]) -> list[Results]:
+        """Explain pictures of one size, all at once; returns the results of each of them.
 
         Raises:
             LrpError: a picture cannot be explained, or none can.
             RuntimeError, MemoryError: the memory ran out, among others.
         """
         begun = time.perf_counter()
-        forward = self._explainer.forward(share.x, single=share.is_single)
-        wanted = settle([loaded.targets for loaded in share.pictures], forward.logits)
+        targets = [loaded.targets for loaded in pictures]
+        forward = self._explainer.forward(self._input(pictures), single=is_single(targets))
+        wanted = settle(targets, forward.logits)
         results: list[Results] = [
             [failure(loaded, problem) for problem in scores.problems]
-            for loaded, scores in zip(share.pictures, wanted, strict=True)
+            for loaded, scores in zip(pictures, wanted, strict=True)
         ]
         rounds = max(len(scores.scores) for scores in wanted)
         for turn in range(rounds):
             # A picture with fewer targets than the others goes along with any, and is not counted.
             scores = [(of.scores[turn : turn + 1] or of.scores[:1] or (Score(0),))[0] for of in wanted]
-            explained = [*self._explain_scores(share.pictures, forward, scores, keep=turn + 1 < rounds)]
-            seconds = round((time.perf_counter() - begun) / at_once, 6)
+            explained = [*self._explain_scores(pictures, forward, scores, keep=turn + 1 < rounds)]
+            seconds = round((time.perf_counter() - begun) / len(pictures), 6)
             for result, of, (record, explanation) in zip(results, wanted, explained, strict=True):
                 if turn < len(of.scores):
                     result.append(Undrawn(replace(record, seconds=seconds), explanation))
             begun = time.perf_counter()
         return results
+
+    def _input(self, pictures: Sequence[Loaded]) -> Tensor:
+        """Return the network's input, shape (N, 3, H, W), on the run's device."""
+        shape, is_for_gpu = (len(pictures), *pictures[0].tensor.shape), self._settings.device.type == "cuda"
+        x = torch.empty(shape, dtype=torch.float32, pin_memory=is_for_gpu)
+        # With numpy: torch would share this out among threads that have better things to do.
+        np.stack([loaded.tensor.numpy() for loaded in pictures], out=x.numpy())
+        return x.to(self._settings.device, non_blocking=True).to(self._dtype)
 
     def _explain_scores(
         self, pictures: Sequence[Loaded], forward: ForwardPass, scores: Sequence[Score], *, keep: bool
