@@ -9,7 +9,7 @@ from lrp_cli.engine.books import CONSTANT, Account, Books
 from lrp_cli.engine.flow import Flow
 from lrp_cli.engine.layers import BATCH_NORM, Assignment, Layer, Made
 from lrp_cli.engine.rules import Rule
-from lrp_cli.engine.tracking import ModuleTracker, tag_of, tagged
+from lrp_cli.engine.tracking import ModuleTracker, Multiple, tag_of, tagged
 from lrp_cli.engine.weights import WeightCache
 
 if TYPE_CHECKING:
@@ -117,6 +117,21 @@ class Run:
         """Return the tensor for use on the way back, safe from operations in place."""
         self.note_kept(tensor)
         return tensor.detach()
+
+    def keep_multiple(self, tensor: Tensor) -> tuple[Tensor, float]:
+        """Return what to keep of a tensor, and how many times that is the tensor: of two copies one is enough."""
+        tag = tag_of(tensor, self)
+        return (self.keep(tensor), 1.0) if tag is None or tag.multiple is None else tag.multiple
+
+    def note_multiple(self, tensor: Tensor, of: Tensor, times: float) -> None:
+        """Note that a tensor is so many times another one, if that is kept anyway, or is a part of what is.
+
+        Only of what is not changed in place from then on: of neither after a product.
+        """
+        tag = tag_of(of if of._base is None else of._base, self)
+        if tag is not None and tag.kept is not None:
+            kept, so_many = self.keep_multiple(of)
+            tagged(tensor, self).multiple = Multiple(kept, so_many * times)
 
     def note_kept(self, tensor: Tensor) -> None:
         """Note that the tensor's values are kept for the way back: operations in place are done out of place."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import get_ident
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,13 @@ class Uses:
         return self.count <= 1
 
 
+class Multiple(NamedTuple):
+    """What a tensor is a number of times."""
+
+    of: Tensor
+    times: float
+
+
 class Tag:
     """Notes on one tensor of the forward pass.
 
@@ -51,6 +58,7 @@ class Tag:
         producer: number of the operation that made it, while a plan is being made.
         is_inside: whether it was made inside a group of operations that are executed as one.
         non_negative: the version of the tensor's values that is known to hold no negative one, or None.
+        multiple: another tensor that is kept, of which it is a multiple, or None.
     """
 
     __slots__ = (
@@ -63,6 +71,7 @@ class Tag:
         "kept",
         "layer_call",
         "layer_input",
+        "multiple",
         "non_negative",
         "now",
         "producer",
@@ -85,6 +94,7 @@ class Tag:
         self.producer: int | None = None
         self.is_inside = False
         self.non_negative: int | None = None
+        self.multiple: Multiple | None = None
 
     def note_use(self) -> None:
         """Note that an operation has read the tensor: no later one can be made one with the layer in front of it."""

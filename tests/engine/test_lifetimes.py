@@ -43,8 +43,13 @@ class Alive(TorchDispatchMode):
             if storage._cdata not in given and storage._cdata not in self._sizes:
                 self._sizes[storage._cdata] = storage.nbytes()
                 finalize(storage, self._sizes.pop, storage._cdata)
-        self.peak = max(self.peak, sum(self._sizes.values()))
+        self.peak = max(self.peak, self.held)
         return out
+
+    @property
+    def held(self) -> int:
+        """How much there is now, in bytes."""
+        return sum(self._sizes.values())
 
 
 def peak(run: Callable[[], object]) -> int:
@@ -239,7 +244,7 @@ def test_a_linear_layer_holds_no_more_than_a_gradient(explanations: int, activat
     assert peak(lambda: explainer.explain(X, 0)) <= 1.2 * peak(lambda: gradient_times_input(net))
 
 
-@pytest.mark.parametrize(("config", "at_most"), [("attnlrp", 1.3), ("cp-lrp", 1.0)])
+@pytest.mark.parametrize(("config", "at_most"), [("attnlrp", 1.25), ("cp-lrp", 0.9)])
 @pytest.mark.parametrize("explanations", [0, 1, UNTIL_THEN], ids=["the first", "by a plan", "by a program"])
 def test_attention_holds_no_more_than_a_gradient(explanations: int, config: str, at_most: float) -> None:
     """Weights, and neither the logits they were made of, nor copies of what a layer's output has parts of.

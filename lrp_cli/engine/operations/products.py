@@ -32,15 +32,15 @@ class Scaled(torch.autograd.Function):
 class Halved(torch.autograd.Function):
     """``a @ b`` for matrices of one batch: each operand gets half of the relevance.
 
-    The operands are kept as they are. Autograd keeps what it laid out anew for the product: of a part of a layer's
-    output, which the layer's rule keeps as a whole, that would be a second copy.
+    The operands are kept as they are, or what they are multiples of. Autograd keeps what it laid out anew for the
+    product: of a part of a layer's output, which the layer's rule keeps as a whole, that would be a second copy.
     """
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, run: Run) -> Tensor:
         ctx.set_materialize_grads(False)
-        ctx.a, ctx.b = run.keep(a), run.keep(b)
-        product: Tensor = ctx.a @ ctx.b
+        (ctx.a, ctx.times_a), (ctx.b, ctx.times_b) = run.keep_multiple(a), run.keep_multiple(b)
+        product: Tensor = a.detach() @ b.detach()
         return product
 
     @staticmethod
@@ -48,13 +48,13 @@ class Halved(torch.autograd.Function):
         (g,) = gradients
         if g is None:
             return None, None, None
-        return _half_of_product(g, ctx.b.mT), _half_of_product(ctx.a.mT, g), None
+        return _product(g, ctx.b.mT, 0.5 * ctx.times_b), _product(ctx.a.mT, g, 0.5 * ctx.times_a), None
 
 
-def _half_of_product(a: Tensor, b: Tensor) -> Tensor:
-    """Return ``a @ b / 2``, for which nothing but the product is gone through."""
+def _product(a: Tensor, b: Tensor, times: float) -> Tensor:
+    """Return so many times ``a @ b``, for which nothing but the product is gone through."""
     one, other = (t.flatten(0, -3) for t in (a, b))
-    product: Tensor = torch.baddbmm(one.new_empty(1, 1, 1), one, other, beta=0, alpha=0.5)
+    product: Tensor = torch.baddbmm(one.new_empty(1, 1, 1), one, other, beta=0, alpha=times)
     return product.view(*a.shape[:-1], b.shape[-1])
 
 
@@ -67,7 +67,11 @@ def bilinear(run: Run, function: Any, args: Any, kwargs: Any) -> Any:
     """
     carriers = [tensor for tensor in tensors_in((args, kwargs)) if run.carries(tensor)]
     if len(carriers) == 1:
-        return function(*args, **kwargs)
+        result = function(*args, **kwargs)
+        numbers = [value for value in args if isinstance(value, (int, float))]
+        if numbers and not kwargs:
+            run.note_multiple(result, carriers[0], numbers[0])
+        return result
     if len(carriers) > 2:
         return unknown(run, function, args, kwargs)
     gates = [run.is_gate(tensor) for tensor in carriers]
@@ -115,7 +119,10 @@ def divide(run: Run, function: Any, args: Any, kwargs: Any) -> Any:
     reflected = function.__name__ in {"__rdiv__", "__rtruediv__"}
     numerator, denominator = args[1::-1] if reflected else args[:2]
     if not run.carries(denominator):
-        return function(*args, **kwargs)
+        result = function(*args, **kwargs)
+        if isinstance(denominator, (int, float)) and denominator and not kwargs:
+            run.note_multiple(result, numerator, 1 / denominator)
+        return result
     if not run.carries(numerator):
         return scale(run, function, args, kwargs)
     return torch.div(numerator, denominator.detach(), **kwargs)
