@@ -58,9 +58,9 @@ def halves(flow: Flow, stabiliser: float, *, use_bias: bool, both: bool) -> Halv
     if window is None or not is_worth_it or layer.products is not None or flow.account.batch_dim:
         return None
     bias = layer.bias if use_bias else None
-    z = flow.y if is_exact else flow.total
 
     def compute() -> Halves | None:
+        z = flow.y if is_exact else flow.total
         offset = flow.offset(None if bias is None else bias.abs(), 2 * stabiliser)
         size = layer.apply(flow.x if flow.is_non_negative else flow.x.abs(), layer.transformed("absolute"), offset)
         most = int(ROOM * size.numel() / layer.fan_in)

@@ -10,7 +10,7 @@ from lrp_cli.engine.books import BIAS, EPSILON
 from lrp_cli.engine.flow import Contributions, Flow, Spared
 from lrp_cli.engine.halves import Halves, halves
 from lrp_cli.engine.masks import per_unit, where_above
-from lrp_cli.engine.weak import Window, hand_down_weak, relevance_of_weak
+from lrp_cli.engine.weak import Window, hand_down_weak, of_weak
 
 FEW = 12
 """Of fewer contributions, those of some outputs are all of the other sign: it is not asked whether that is so."""
@@ -161,10 +161,12 @@ def _by_halves(flow: Flow, found: Halves, alpha: float, beta: float, stabiliser:
     With s+ = alpha R / (z + A) and s- = -beta R / (z - A), a positive input gets sum_j 2 (w+ s+ + w- s-) =
     sum_j (w (s+ + s-) + |w| (s+ - s-)); for a negative one the parts of w change places. Likewise for the bias.
     """
-    of_weak = None if found.weak is None else relevance_of_weak(flow.out, flow.g, found.weak)
     if found.negative is None:  # alpha is one
-        both = difference = flow.relevance_over(found.positive, is_scratch=flow.is_last)
+        ratio, weak_out = flow.once("share of the positive", lambda: _share_of_positive(flow, found))
+        flow.spare(Spared.OUTPUT)
+        both = difference = flow.times_g(ratio)
     else:
+        weak_out = _of_weak(flow.out, found)
         both, difference = _sum_and_difference(flow, found.positive, found.negative, alpha, beta)
     # (z + A) s+ holds twice the share of b+ and of the stabiliser, (z - A) s- that of b- and of minus the stabiliser.
     shares: dict[str, Tensor | float] = {EPSILON: 2 * stabiliser}
@@ -173,9 +175,20 @@ def _by_halves(flow: Flow, found: Halves, alpha: float, beta: float, stabiliser:
         shares = shares | {BIAS: bias.abs()}
     flow.book_shares(difference, shares)
     pulled = flow.add_by_size(flow.hand_down(both), difference)
-    if found.weak is not None and of_weak is not None:
-        _add_weak(pulled, flow, found.weak, found.window, of_weak, bias, (alpha, beta, stabiliser))
+    if found.weak is not None and weak_out is not None:
+        relevance = of_weak(flow.g, found.weak).mul_(weak_out)
+        _add_weak(pulled, flow, found.weak, found.window, relevance, bias, (alpha, beta, stabiliser))
     return pulled
+
+
+def _share_of_positive(flow: Flow, found: Halves) -> tuple[Tensor, Tensor | None]:
+    """Return out / (z + A), in the place of z + A, and ``out`` of weak outputs: all that further targets need."""
+    weak_out = _of_weak(flow.out, found)
+    return torch.div(flow.out, found.positive, out=found.positive), weak_out
+
+
+def _of_weak(values: Tensor, found: Halves) -> Tensor | None:
+    return None if found.weak is None else of_weak(values, found.weak)
 
 
 def _add_weak(

@@ -60,7 +60,7 @@ class Window:
 _LIBRARY = torch.library.Library("lrp_cli", "DEF")  # type: ignore[no-untyped-call]
 for _schema in (
     "sums_by_sign(Tensor z, Tensor(a!) size, bool low, bool high, int most) -> (Tensor, Tensor)",
-    "relevance_of_weak(Tensor out, Tensor g, Tensor weak) -> Tensor",
+    "of_weak(Tensor values, Tensor weak) -> Tensor",
     "hand_down_weak(Tensor(a!) pulled, Tensor x, Tensor weight, Tensor? scale, Tensor? bias, Tensor relevance, "
     "Tensor weak, int[] outputs, int[] stride, int[] padding, int[] dilation, int groups, float alpha, float beta, "
     "float stabiliser, int samples) -> Tensor",
@@ -87,10 +87,10 @@ def sums_by_sign(z: Tensor, size: Tensor, *, low: bool, high: bool, most: int) -
     return found
 
 
-def relevance_of_weak(out: Tensor, g: Tensor, weak: Tensor) -> Tensor:
-    """Return the relevance ``out * g`` of weak outputs, shape (most,), with room behind it that holds anything."""
-    relevance: Tensor = torch.ops.lrp_cli.relevance_of_weak(out, g, weak)
-    return relevance
+def of_weak(values: Tensor, weak: Tensor) -> Tensor:
+    """Return the values of weak outputs, shape (most,), with room behind them that holds anything."""
+    found: Tensor = torch.ops.lrp_cli.of_weak(values, weak)
+    return found
 
 
 def hand_down_weak(
@@ -113,7 +113,7 @@ def hand_down_weak(
         x: the layer's input, shape (rows, channels, ...); rows of one sample lie next to each other.
         weights: the weight, shape (outputs, channels / groups, ...), what its output channels are multiplied by or
             None, and the bias or None, shape (outputs,).
-        relevance: of the weak outputs (:func:`relevance_of_weak`).
+        relevance: of the weak outputs (:func:`of_weak`).
         weak: the weak outputs (:func:`sums_by_sign`).
         outputs: the output's shape but its rows, (channels, ...).
         window: which inputs an output sees.
@@ -200,13 +200,12 @@ def _listed(weak: Tensor) -> Tensor:
     return weak[1 : 1 + count] if count < len(weak) else weak[:0]
 
 
-def _relevance_of_weak(out: Tensor, g: Tensor, weak: Tensor) -> Tensor:
+def _of_weak(values: Tensor, weak: Tensor) -> Tensor:
     places = _listed(weak)
-    relevance = out.new_empty(len(weak) - 1)
-    if not len(places):
-        return relevance
-    torch.mul(out.take(places), g.take(places), out=relevance[: len(places)])
-    return relevance
+    found = values.new_empty(len(weak) - 1)
+    if len(places):
+        torch.take(values, places, out=found[: len(places)])
+    return found
 
 
 def _hand_down_weak(
@@ -323,8 +322,8 @@ def _like_sums(z: Tensor, size: Tensor, low: bool, high: bool, most: int) -> tup
     return torch.empty_like(z), z.new_empty(1 + most, dtype=torch.int64)
 
 
-def _like_relevance(out: Tensor, g: Tensor, weak: Tensor) -> Tensor:
-    return out.new_empty(len(weak) - 1)
+def _like_of_weak(values: Tensor, weak: Tensor) -> Tensor:
+    return values.new_empty(len(weak) - 1)
 
 
 def _like_booked(pulled: Tensor, *others: Any) -> Tensor:
@@ -338,5 +337,5 @@ def _implement(name: str, function: Callable[..., Any], like: Callable[..., Any]
 
 
 _implement("sums_by_sign", _sums_by_sign, _like_sums)
-_implement("relevance_of_weak", _relevance_of_weak, _like_relevance)
+_implement("of_weak", _of_weak, _like_of_weak)
 _implement("hand_down_weak", _hand_down_weak, _like_booked)

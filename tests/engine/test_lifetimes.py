@@ -80,6 +80,12 @@ def network_with_norms() -> nn.Sequential:
     return nn.Sequential(*layers).eval().requires_grad_(False)
 
 
+def network_with_values_of_both_signs() -> nn.Sequential:
+    """Return the same with another activation, behind which values have both signs."""
+    model = network_with_norms()
+    return nn.Sequential(*(nn.SiLU() if isinstance(layer, nn.ReLU) else layer for layer in model)).eval()
+
+
 def network_of_perceptrons(activation: type[nn.Module]) -> nn.Sequential:
     """Return a network that sees patches, each with a perceptron of its own: what transformers and ConvNeXt hold."""
     torch.manual_seed(0)
@@ -192,6 +198,16 @@ def test_several_targets_the_first_time_with_norms(config: str) -> None:
     network = network_with_norms()
     explainer = Explainer(network, config, bounds=BOUNDS)
     assert peak(lambda: explain_several(explainer)) <= 1.05 * peak(lambda: gradient_times_input(network))
+
+
+@pytest.mark.parametrize("explanations", [0, 1, UNTIL_THEN], ids=["the first", "by a plan", "by a program"])
+def test_several_targets_share_one_tensor_and_the_input_where_it_has_both_signs(explanations: int) -> None:
+    """Neither the output, nor that of the activation, nor the sums that their ratio is made of."""
+    net = network_with_values_of_both_signs()
+    explainer = Explainer(net, "epsilon-plus", bounds=BOUNDS)
+    for _ in range(explanations):
+        explain_several(explainer)
+    assert peak(lambda: explain_several(explainer)) <= 1.1 * peak(lambda: gradient_times_input(net))
 
 
 @pytest.mark.parametrize("explanations", [0, 1, UNTIL_THEN], ids=["the first", "by a plan", "by a program"])

@@ -229,15 +229,16 @@ def test_a_large_bias_that_is_left_out() -> None:
     assert misplaced(AlphaBeta(use_bias=False), bias=1e4) <= 1e-6
 
 
-def test_several_targets(listed: Listed) -> None:
+@pytest.mark.parametrize("rule", [AlphaBeta(), ZPlus(), ZPlus(use_bias=False)], ids=["both", "z+", "z+, no bias"])
+def test_several_targets(listed: Listed, rule: Rule) -> None:
     layer, x = depthwise()
-    propagation = Propagation(nn.Sequential(layer, nn.Flatten()).eval(), x, Only(AlphaBeta()))
+    propagation = Propagation(nn.Sequential(layer, nn.Flatten()).eval(), x, Only(rule))
     seeds = [signed(2, 16 * 100, seed=number) for number in range(4)]
     found = [propagation.propagate(seed, keep=number < 3) for number, seed in enumerate(seeds)]
     assert len(listed.counts) == 4
     assert all(listed.counts)
     for each, seed in zip(found, seeds, strict=True):
-        expected, _, _ = propagate(layer, x, seed, AlphaBeta())
+        expected, _, _ = propagate(layer, x, seed, rule)
         torch.testing.assert_close(each.relevance, expected)
         total = each.relevance.flatten(1).sum(dim=1) + each.books.total()
         torch.testing.assert_close(total, (propagation.logits * seed).sum(dim=1))
@@ -320,10 +321,10 @@ def test_operators_do_what_they_say_they_do(monkeypatch: pytest.MonkeyPatch) -> 
     check = partial(torch.library.opcheck, test_utils=("test_schema", "test_faketensor"))
     for low, high, most in itertools.product((True, False), (True, False), (0, z.numel())):
         check(torch.ops.lrp_cli.sums_by_sign, (z, size.clone(), low, high, most))
-    positive, found = weak.sums_by_sign(z, size, low=True, high=True, most=z.numel())
+    _, found = weak.sums_by_sign(z, size, low=True, high=True, most=z.numel())
     assert 0 < int(found[0]) < z.numel()
-    check(torch.ops.lrp_cli.relevance_of_weak, (z, positive, found))
-    relevance = weak.relevance_of_weak(z, z, found)
+    check(torch.ops.lrp_cli.of_weak, (z, found))
+    relevance = weak.of_weak(z, found)
     for format in (torch.contiguous_format, torch.channels_last):
         pulled = torch.zeros_like(x, memory_format=format)
         given = pulled, x, w, torch.rand(8), torch.randn(8), relevance, found, [8, 3, 3], [2, 2], [1, 1], [1, 1], 2
