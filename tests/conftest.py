@@ -18,7 +18,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lrp_cli.runs.turns import usable_cores
+
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def pytest_configure() -> None:
+    """Give torch this process's share of the processor, where several share the work (``-n``)."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0"))
+    if workers:
+        import torch
+
+        torch.set_num_threads(max(usable_cores() // workers, 1))
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ def test_random_weights_are_seeded_and_leave_the_callers_numbers_alone(name: str
         ("googlenet", "IMAGENET1K_V1"),
         ("inception_v3", "IMAGENET1K_V1"),
         ("densenet121", "IMAGENET1K_V1"),
-        ("vit_b_16", "IMAGENET1K_SWAG_E2E_V1"),
+        pytest.param("vit_b_16", "IMAGENET1K_SWAG_E2E_V1", marks=pytest.mark.slow),
     ],
 )
 def test_published_weights_make_the_same_network_as_torchvision(name: str, weights: str, own_cache: Path) -> None:
