@@ -78,8 +78,8 @@ class Activation:
 class LayerCall:
     """What is kept of one call of a layer until relevance comes back.
 
-    The output is kept only where a rule reads it, and can be computed again where it was let go. The input of a linear
-    layer is kept only where a rule reads it, or the output is not kept.
+    The output is kept only where a rule reads it, and can be computed again where it was let go. The input is kept only
+    where a rule reads it, or the output is not kept; until it is known which, where a batch norm may follow.
 
     Attributes:
         x: the input; where no more than that is needed, a tensor of its shape without values.
@@ -101,12 +101,11 @@ class LayerCall:
         self.account = account or run.account(x)._replace(layer=layer.name)
         self.bounds = bounds
         self.use = run.assignment.needs_output(layer)
-        # A convolution's input is mostly held anyway, as the output of what made it; and its own output is let go once
-        # there is that of a norm.
-        is_read = layer.kind != LINEAR or not self.use or run.assignment.reads_input(layer)
+        self._reads_x = not self.use or run.assignment.reads_input(layer)
         # Noted as kept in any case: relevance comes back to x as it was when the layer read it, before any write.
-        kept = run.keep(x)
-        self.x = kept if is_read else valueless(kept)
+        self.x = run.keep(x)
+        if layer.kind == LINEAR and not self._reads_x:
+            self.x = valueless(self.x)
         self._address = x.data_ptr()
         self.is_non_negative = run.is_non_negative(x)
         self._make_map = make_map
@@ -117,6 +116,11 @@ class LayerCall:
         self.out: Tensor | None = None
         self._is_read = False
         self._spared = Spared.NOTHING
+
+    def let_input_go(self) -> None:
+        """Let go of the input unless a rule reads it: no batch norm follows that the output is let go of for."""
+        if self.has_output and not self._reads_x and not self.x.is_meta:
+            self.x = valueless(self.x)
 
     def note_read(self) -> None:
         """Note that something else may ask for the output, unless that turns out to be one with the layer."""

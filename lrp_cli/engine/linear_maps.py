@@ -314,11 +314,19 @@ def _in_place_of(x: Tensor, s: Tensor) -> Tensor:
 
     Torch asks for the input of a convolution even where no gradient of the weight is wanted.
     """
-    if s.numel() >= x.numel() and s.is_contiguous() and x.is_contiguous():
+    if s.numel() >= x.numel() and _is_dense(s) and _is_dense(x):
         return s.as_strided(x.shape, x.stride(), s.storage_offset())
     if x.is_meta or x.dtype != s.dtype:
         return s.new_empty_strided(x.shape, x.stride())  # never touched: a processor finds no memory for it
     return x
+
+
+def _is_dense(t: Tensor) -> bool:
+    """Whether a tensor's entries lie side by side in memory, channel by channel or channels last."""
+    return t.is_contiguous() or any(
+        t.dim() == dimensions and t.is_contiguous(memory_format=layout)
+        for dimensions, layout in ((4, torch.channels_last), (5, torch.channels_last_3d))
+    )
 
 
 def _sums_of_planes(s: Tensor, samples: int) -> Tensor:

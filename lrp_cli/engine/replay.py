@@ -185,6 +185,7 @@ class Replay(Interception):
             note_layer(run, y, call, x)
         else:
             call.keep_output(z)
+            call.let_input_go()
             y = ActivatedNode.apply(x, z, call, group.activation, _always, group.in_place)
             tagged(y, run).kept = "any"
         if group.is_non_negative:

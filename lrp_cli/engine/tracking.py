@@ -100,6 +100,8 @@ class Tag:
         """Note that an operation has read the tensor: no later one can be made one with the layer in front of it."""
         self.uses.count += 1
         self.layer_input = None
+        if self.layer_call is not None:
+            self.layer_call.let_input_go()
 
 
 def tag_of(tensor: Tensor, run: "Run") -> Tag | None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torchvision.models.convnext import CNBlock
 from torchvision.ops import Permute
 
 from lrp_cli.engine import library
@@ -93,6 +94,14 @@ def network_of_perceptrons(activation: type[nn.Module]) -> nn.Sequential:
     for _ in range(8):
         layers += [nn.LayerNorm(24), nn.Linear(24, 96), activation(), nn.Linear(96, 24)]
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(24 * 256, 10)).eval().requires_grad_(False)
+
+
+def network_of_convnext_blocks() -> nn.Sequential:
+    """Return a network of sums of what came before and what a convolution and a perceptron made of it."""
+    torch.manual_seed(0)
+    blocks = [CNBlock(24, 1.0, 0.0) for _ in range(8)]
+    layers = [nn.Conv2d(3, 24, 4, 4), *blocks, nn.Flatten(), nn.Linear(24 * 256, 10)]
+    return nn.Sequential(*layers).eval().requires_grad_(False)
 
 
 class Attention(nn.Module):
@@ -258,6 +267,16 @@ def test_a_linear_layer_holds_no_more_than_a_gradient(explanations: int, activat
     for _ in range(explanations):
         explainer.explain(X)
     assert peak(lambda: explainer.explain(X, 0)) <= 1.2 * peak(lambda: gradient_times_input(net))
+
+
+@pytest.mark.parametrize("explanations", [0, 1, UNTIL_THEN], ids=["the first", "by a plan", "by a program"])
+def test_a_convolution_holds_no_input_that_its_rule_does_not_read(explanations: int) -> None:
+    """A gradient does; the outputs of the linear layers behind it, which a gradient does not, are as large."""
+    net = network_of_convnext_blocks()
+    explainer = Explainer(net, "epsilon")
+    for _ in range(explanations):
+        explainer.explain(X)
+    assert peak(lambda: explainer.explain(X, 0)) <= 1.1 * peak(lambda: gradient_times_input(net))
 
 
 @pytest.mark.parametrize(("config", "at_most"), [("attnlrp", 1.25), ("cp-lrp", 0.9)])
