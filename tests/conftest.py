@@ -18,15 +18,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lrp_cli.runs.spinning import spin_briefly
 from lrp_cli.runs.turns import usable_cores
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def pytest_configure() -> None:
-    """Give torch this process's share of the processor, where several share the work (``-n``)."""
+    """Give torch this process's share of the processor, where several share the work (``-n``).
+
+    Its threads must not keep cores busy that others want: some tests have more of them than their share.
+    """
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0"))
     if workers:
+        spin_briefly()
         import torch
 
         torch.set_num_threads(max(usable_cores() // workers, 1))
