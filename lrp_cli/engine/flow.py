@@ -89,9 +89,9 @@ class Flow:
         nothing = self.map.derived("nothing", lambda: torch.zeros((), dtype=self.g.dtype, device=self.g.device))
         return torch.addcmul(nothing, self.out, self.g, value=factor)
 
-    def relevance_over(self, z: Tensor, *, is_scratch: bool) -> Tensor:
-        """Return R_j / z_j, shape of y; made in the place of z where that is scratch, which spares fresh memory."""
-        return (torch.div(self.out, z, out=z) if is_scratch else self.out / z).mul_(self.g)
+    def relevance_over(self, z: Tensor) -> Tensor:
+        """Return R_j / z_j, shape of y; made in the place of z, which spares fresh memory."""
+        return torch.div(self.out, z, out=z).mul_(self.g)
 
     def times_g(self, ratio: Tensor) -> Tensor:
         """Return R_j / z_j, shape of y, of ``ratio``, out_j / z_j: a tensor from the memo.

@@ -28,7 +28,8 @@ class Halves:
     hand, A_j is one more product.
 
     Attributes:
-        positive: z_j + A_j, shape of y: twice the positive sum; infinite for weak outputs.
+        positive: z_j + A_j, shape of y: twice the positive sum; infinite for weak outputs. Where no negative sum is
+            asked for, to be overwritten by what is shared out in proportion to it.
         negative: z_j - A_j, shape of y: twice the negative sum; None where it is not asked for.
         weak: the outputs of which too little is left in the differences (:mod:`lrp_cli.engine.weak`); None: there are
             none.

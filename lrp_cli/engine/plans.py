@@ -5,7 +5,6 @@ forward pass is over; until then each needs a node of its own in autograd's grap
 model and an input of the same shape makes one node of the three (:mod:`lrp_cli.engine.replay`).
 """
 
-from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,9 +24,6 @@ from lrp_cli.engine.weights import version_of
 
 LIMIT = 4
 """How many plans are kept, for as many shapes of inputs."""
-
-IN_VAIN = 3
-"""So many passes over inputs of one kind without a plan, and none is expected any more."""
 
 LAYERS = frozenset(
     ["linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "batch_norm"]
@@ -207,7 +203,6 @@ class Plans:
         """Begin with none; programs will be compiled if there is a compiler."""
         self.programs = Programs(compiler)
         self._plans: dict[Hashable, Plan] = {}
-        self._unplanned: Counter[Hashable] = Counter()
         self.are_of_use = True
 
     def find(self, names: Names, x: Tensor) -> Plan | None:
@@ -233,10 +228,6 @@ class Plans:
         if kind not in self._plans and len(self._plans) == LIMIT:
             del self._plans[next(iter(self._plans))]
         self._plans[kind] = Plan([call.step for call in calls], names, tensors, _state(tensors))
-
-    def note_unplanned(self, x: Tensor) -> None:
-        """Note that a pass over an input like x showed nothing that a plan can be made of."""
-        self._unplanned[kind_of(x)] += 1
 
     def give_up(self) -> None:
         """Follow no plan any more, and make none."""

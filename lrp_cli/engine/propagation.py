@@ -155,11 +155,8 @@ class Propagation:
         self._sight = interception.sight
         with torch.enable_grad(), modules.watching(self._sight.notice), guarded(), uncompiled():
             self._logits = _check_output(self._output(interception), interception)
-        if plans is not None and isinstance(interception, Recording):
-            if interception.is_plannable:
-                plans.make(self._model, modules.names, self._x, interception.calls)
-            else:
-                plans.note_unplanned(self._x)
+        if plans is not None and isinstance(interception, Recording) and interception.is_plannable:
+            plans.make(self._model, modules.names, self._x, interception.calls)
         self._sight.close()
 
     def _output(self, interception: Interception) -> Any:

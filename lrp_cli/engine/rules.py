@@ -103,7 +103,7 @@ class Epsilon(Rule):
         shares: dict[str, Tensor | float] = {}
         is_plain = self.use_bias and not self.relative
         if is_plain and flow.is_rectified:
-            s = flow.relevance_over(flow.y + self.epsilon, is_scratch=True)
+            s = flow.relevance_over(flow.y + self.epsilon)
             shares[EPSILON] = self.epsilon
         elif is_plain and flow.keeps_signs and not flow.is_only:
             s = self._of_ratio(flow)
@@ -136,7 +136,7 @@ class Epsilon(Rule):
         """Return s_j = R_j / (z_j + epsilon sign(z_j)): R_j / (|z_j| + epsilon), with the sign of z_j."""
         z = flow.z if self.use_bias else flow.total
         epsilon = self._scale(z)
-        ratio = flow.relevance_over(z.abs().add_(epsilon), is_scratch=True)
+        ratio = flow.relevance_over(z.abs().add_(epsilon))
         flow.let_outputs_go()
         if isinstance(epsilon, Tensor):
             flow.book(EPSILON, ratio, epsilon.expand_as(ratio))

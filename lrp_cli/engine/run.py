@@ -124,14 +124,19 @@ class Run:
         return (self.keep(tensor), 1.0) if tag is None or tag.multiple is None else tag.multiple
 
     def note_multiple(self, tensor: Tensor, of: Tensor, times: float) -> None:
-        """Note that a tensor is so many times another one, if that is kept anyway, or is a part of what is.
+        """Note that a tensor is so many times another one, if that is a layer's output that is held, or a part of it.
 
-        Only of what is not changed in place from then on: of neither after a product.
+        Or a multiple of such a part itself. Both tensors have to be noted as kept by whoever says so, lest either is
+        changed in place.
         """
-        tag = tag_of(of if of._base is None else of._base, self)
-        if tag is not None and tag.kept is not None:
-            kept, so_many = self.keep_multiple(of)
-            tagged(tensor, self).multiple = Multiple(kept, so_many * times)
+        tag, whole = tag_of(of, self), tag_of(of if of._base is None else of._base, self)
+        if tag is not None and tag.multiple is not None:
+            kept, so_many = tag.multiple
+        elif whole is not None and whole.layer_call is not None and whole.layer_call.has_output:
+            kept, so_many = self.keep(of), 1.0
+        else:
+            return
+        tagged(tensor, self).multiple = Multiple(kept, so_many * times)
 
     def note_kept(self, tensor: Tensor) -> None:
         """Note that the tensor's values are kept for the way back: operations in place are done out of place."""

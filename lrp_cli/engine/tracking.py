@@ -58,7 +58,7 @@ class Tag:
         producer: number of the operation that made it, while a plan is being made.
         is_inside: whether it was made inside a group of operations that are executed as one.
         non_negative: the version of the tensor's values that is known to hold no negative one, or None.
-        multiple: another tensor that is kept, of which it is a multiple, or None.
+        multiple: a part of a layer's output that is held, of which it is a multiple, or None.
     """
 
     __slots__ = (

@@ -41,7 +41,8 @@ class Workplace:
         """Have all further work done in a thread in which memory has never run out.
 
         Where there was no memory for machine code, oneDNN never makes any in that thread again: Xbyak, which does it
-        for oneDNN, notes the error for the thread, and nobody takes the note away.
+        for oneDNN, notes the error for the thread, and nobody takes the note away. Where no thread can be started, work
+        goes on in the one that asks.
         """
         self.close()
         with contextlib.suppress(RuntimeError):  # no thread can be started

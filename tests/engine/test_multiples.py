@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lrp_cli.engine import library
@@ -112,11 +113,45 @@ def test_what_is_written_into_the_multiple_matters(what: str) -> None:
 @pytest.mark.parametrize("how", ["times", "from the left", "torch.mul", "an integer", "divided", "twice"])
 def test_multiples_are_not_kept(how: str) -> None:
     """By the reference they are: as large as a third of the layer's output, both of them."""
-    held = []
-    for scale in SCALES[how]:
-        explainer, tokens = Explainer(network(scale), "attnlrp"), x()
-        with Alive() as alive:
-            forward = explainer.forward(tokens)
-            held.append(alive.held)
-        assert forward.logits.shape == (2, 5)
-    assert held[1] - held[0] == 2 * 5 * 12 * tokens.element_size()
+    number, tensor = SCALES[how]
+    assert held_by(network(tensor)) - held_by(network(number)) == 2 * 5 * 12 * x().element_size()
+
+
+BEHIND: dict[str, Scale] = {
+    "a product": lambda y: y * 2,
+    "an activation": F.gelu,
+    "a norm": lambda y: F.layer_norm(y, (36,)),
+    "a sum": lambda y: y + y.flip(1),
+}
+
+
+class Similarities(nn.Module):
+    """Scaled queries times keys, both of them parts of something behind a layer, of which there is a third part."""
+
+    def __init__(self, scale: Scale, behind: Scale) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.enter, self.leave = nn.Linear(4, 36), nn.Linear(25, 5)
+        self.scale, self.behind = scale, behind
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits (N, 5) of tokens (N, 5, 4)."""
+        q, k, _ = self.behind(self.enter(x)).chunk(3, dim=-1)
+        return self.leave((self.scale(q) @ self.scale(k).mT).flatten(1))
+
+
+@pytest.mark.parametrize("behind", BEHIND)
+def test_what_would_be_let_go_of_is_not_kept_for_its_multiples(behind: str) -> None:
+    nets = [Similarities(scale, BEHIND[behind]).double().eval().requires_grad_(False) for scale in SCALES["times"]]
+    found, expected = map(held_by, nets)
+    assert found <= expected
+
+
+def held_by(net: nn.Module) -> int:
+    """Return how much memory tensors take between a forward pass and what follows, in bytes."""
+    explainer, tokens = Explainer(net, "attnlrp"), x()
+    with Alive() as alive:
+        forward = explainer.forward(tokens)
+        held = alive.held
+    assert forward.logits.shape == (2, 5)
+    return held
