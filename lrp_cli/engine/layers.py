@@ -79,7 +79,8 @@ class LayerCall:
     """What is kept of one call of a layer until relevance comes back.
 
     The output is kept only where a rule reads it, and can be computed again where it was let go. The input is kept only
-    where a rule reads it, or the output is not kept; until it is known which, where a batch norm may follow.
+    where a rule reads it, or the output is not kept; a convolution's in any case until its output is read, for a batch
+    norm behind it has the output let go.
 
     Attributes:
         x: the input; where no more than that is needed, a tensor of its shape without values.
