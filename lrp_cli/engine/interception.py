@@ -30,6 +30,7 @@ from lrp_cli.engine.operations.unknown import unknown
 from lrp_cli.engine.run import Run
 from lrp_cli.engine.sight import Sight
 from lrp_cli.engine.tracking import (
+    base_of,
     current,
     detached,
     forget,
@@ -72,6 +73,13 @@ class Interception(TorchFunctionMode):
         now = current(tensor, self.run)
         seen = self.sight.in_sight(now)
         return now if seen is now else current(seen, self.run)
+
+    def look_up(self, tensor: Tensor) -> Tensor:
+        """Do the same between operations: what that takes of autograd's graph was not made by the model."""
+        self.sight.look()
+        found = self.resolve(tensor)
+        self.sight.made(None)
+        return found
 
     def _intercept(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
         if name in QUESTIONS and args and isinstance(args[0], Tensor):
@@ -130,16 +138,26 @@ class Interception(TorchFunctionMode):
     def _execute(self, name: str, func: Any, args: Any, kwargs: Any, carriers: list[Tensor]) -> Any:
         if self.run.trace is None:
             return self._handle(name, func, args, kwargs, carriers)
+        for tensor in carriers:
+            tagged(tensor, self.run)  # what stands for it below has the same notes
         with self.run.trace.operation(name, self.run) as operation:
             args, kwargs = operation.watch_inputs(args, kwargs)
-            carriers = [tensor for tensor in tensors_in((args, kwargs)) if self.run.carries(tensor)]
-            result = self._handle(name, func, args, kwargs, carriers)
-            views = [tensor._base is not None for tensor in tensors_in(result)]
+            watched = [tensor for tensor in tensors_in((args, kwargs)) if self.run.carries(tensor)]
+            result = self._handle(name, func, args, kwargs, watched)
             traced = operation.watch_outputs(result)
-            for tensor, is_view in zip(tensors_in(traced), views, strict=True):
-                if is_view and self.run.carries(tensor):
-                    tagged(tensor, self.run).is_traced_view = True
+            for tensor in tensors_in(traced):
+                if self.run.carries(tensor):
+                    self._note_view(tensor, carriers)
             return traced
+
+    def _note_view(self, tensor: Tensor, carriers: list[Tensor]) -> None:
+        """Note which of the tensors that it was made of a tensor was a view of, before tracing made one of its own."""
+        tag = tagged(tensor, self.run)
+        for source in carriers:
+            if source.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr():
+                base = base_of(source, self.run)
+                is_another = tag is not tag_of(source, self.run)
+                tag.view_of = source if base is None and is_another else base
 
     def _without_gradient(self, name: str, func: Any, args: Any, kwargs: Any, writes: bool) -> Any:
         """Execute an operation that autograd is told to overlook: no relevance passes through its result."""
@@ -244,12 +262,6 @@ class Interception(TorchFunctionMode):
         run, target = self.run, args[0] if args else kwargs["input"]
         if "dropout" in name and not kwargs.get("training", True):  # it returns what it is given
             return self._execute(name, func, args, kwargs | {"inplace": False}, [target])
-        tag = tag_of(target, run)
-        if tag is not None and tag.is_traced_view:
-            raise EngineError(
-                f"'{name}' in {run.modules.name} ({run.modules.class_name}) changes a view of a tensor in place, which "
-                "cannot be recorded operation by operation; change the model to compute this step out of place"
-            )
         kwargs = {key: value for key, value in kwargs.items() if key != "inplace"}
         tag = tag_of(target, run)
         kept = tag.kept if tag else None
@@ -289,7 +301,7 @@ class Interception(TorchFunctionMode):
             func, rest = Tensor.copy_, [self._with_constant(target, *rest)]
         elif name in {"copy", "fill"}:
             func, rest = Tensor.copy_, [self._booked(rest[0], target)]
-        if target._base is not None and not kept:
+        if target._base is not None and not kept and run.trace is None:
             forget(target, run)
             return func(target, *rest, **kwargs)
         copy = (target if run.carries(target) else run.constant(target, target)).clone()

@@ -304,7 +304,7 @@ def _check_forward(model: nn.Module, x: Tensor, logits: Tensor) -> None:
 
 def _check_output(returned: Any, interception: Interception) -> Tensor:
     run = interception.run
-    output = interception.resolve(returned) if isinstance(returned, Tensor) else returned
+    output = interception.look_up(returned) if isinstance(returned, Tensor) else returned
     if not isinstance(output, Tensor):
         raise EngineError(
             f"the model returns {type(output).__name__}, not a tensor (N, classes); wrap it in a module that picks one"

@@ -77,11 +77,11 @@ class Recording(Interception):
             return False
         if made.follows is not None:
             return True
-        x = self.resolve(x)
+        x = self.look_up(x)
         return made.call.is_of(x) and not _is_fed(made.call.layer, tag_of(x, self.run))
 
     def _producer(self, tensor: Tensor) -> int | None:
-        tag = tag_of(self.resolve(tensor), self.run)
+        tag = tag_of(self.look_up(tensor), self.run)
         return None if tag is None else tag.producer
 
 

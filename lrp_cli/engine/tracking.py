@@ -52,7 +52,7 @@ class Tag:
         batch_dim: which dimension is the batch.
         bounds: its smallest and largest possible values, shape of the tensor; None once a layer has been passed.
         is_input: whether no layer lies between the model's input and the tensor.
-        is_traced_view: whether it was a view before tracing made a tensor of its own of it.
+        view_of: what it was a view of, before tracing made a tensor of its own of it; or None.
         kept: None, "output" (kept only as the output of the layer that made it) or "any" (kept for the way back).
         now: the tensor that took its place when an operation changed it, or a view of it, in place.
         producer: number of the operation that made it, while a plan is being made.
@@ -67,7 +67,6 @@ class Tag:
         "is_gate",
         "is_input",
         "is_inside",
-        "is_traced_view",
         "kept",
         "layer_call",
         "layer_input",
@@ -77,6 +76,7 @@ class Tag:
         "producer",
         "run",
         "uses",
+        "view_of",
     )
 
     def __init__(self, run: "Run") -> None:
@@ -88,13 +88,13 @@ class Tag:
         self.batch_dim = 0
         self.bounds: tuple[Tensor, Tensor] | None = None
         self.is_input = False
-        self.is_traced_view = False
         self.kept: str | None = None
         self.now: Tensor | None = None
         self.producer: int | None = None
         self.is_inside = False
         self.non_negative: int | None = None
         self.multiple: Multiple | None = None
+        self.view_of: Tensor | None = None
 
     def note_use(self) -> None:
         """Note that an operation has read the tensor: no later one can be made one with the layer in front of it."""
@@ -139,24 +139,38 @@ def source_of(tensor: Tensor) -> Tensor | None:
     return source
 
 
+def base_of(tensor: Tensor, run: "Run") -> Tensor | None:
+    """Return what a tensor is a view of, or was until tracing made a tensor of its own of it; None if of nothing."""
+    tag = tag_of(tensor if tensor._base is None else tensor._base, run)
+    return tensor._base if tag is None or tag.view_of is None else tag.view_of
+
+
 def current(tensor: Tensor, run: "Run") -> Tensor:
     """Return the tensor that took the place of one that was changed in place; others are returned as they are.
 
     A view of a tensor that was changed is the same view of what took that tensor's place.
+
+    Raises:
+        EngineError: what took the place is laid out in memory in another way, so that the view cannot be found in it.
     """
-    while tensor._base is None:
+    while (base := base_of(tensor, run)) is None:
         tag = tag_of(tensor, run)
         if tag is None or tag.now is None:
             return tensor
         tensor = tag.now
-    base = tensor._base
     whole = current(base, run)
+    if whole is not base and not _fills_its_memory(base):
+        raise EngineError(
+            f"a view of a tensor that was changed in place is read in {run.modules.name} ({run.modules.class_name}), "
+            "and cannot be found in the changed one; change the model to compute that step out of place"
+        )
     return tensor if whole is base else _view_like(tensor, base, whole, run)
 
 
 def is_outdated(tensor: Tensor, number: int, run: "Run") -> bool:
     """Whether a node of autograd's graph, given its number, read a tensor whose place another one had taken before."""
-    tag = tag_of(tensor if tensor._base is None else tensor._base, run)
+    base = base_of(tensor, run)
+    tag = tag_of(tensor if base is None else base, run)
     node = None if tag is None or tag.now is None else tag.now.grad_fn
     return node is not None and node._sequence_nr() < number
 
@@ -175,7 +189,7 @@ def supersede(tensor: Tensor, result: Tensor, run: "Run") -> Tensor:
     own = tag_of(tensor, run)
     if result is tensor or (own is not None and own is tag_of(result, run)):  # dropout in eval mode does nothing
         return result
-    base = tensor._base
+    base = base_of(tensor, run)
     if base is None:
         tagged(tensor, run).now = result
         return result
@@ -227,6 +241,16 @@ def _part(whole: Tensor, view: Tensor, base: Tensor) -> Tensor:
     """Return the part of ``whole``, laid out in memory as ``base`` is, that ``view`` is of ``base``."""
     offset = view.storage_offset() - base.storage_offset() + whole.storage_offset()
     return whole.as_strided(view.size(), view.stride(), offset)
+
+
+def _fills_its_memory(tensor: Tensor) -> bool:
+    """Whether a tensor's entries lie side by side in memory, in any order: what is made of it is laid out likewise."""
+    size = 1
+    for stride, length in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if length != 1 and stride != size:
+            return False
+        size *= length
+    return True
 
 
 def forget(tensor: Tensor, run: "Run") -> None:
