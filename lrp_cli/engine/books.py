@@ -19,7 +19,7 @@ NORMALISATION, UNKNOWN = "normalisation", "unknown operation"
 gradient of an operation that no rule is known for."""
 
 LONG = 2**20
-"""Up to so many products of one sample are added up as they are made, without a tensor of them all; of more, rounding
+"""So many products of one sample are added up as they are made, without a tensor of them all; of more at once, rounding
 would show in the seventh digit."""
 
 
@@ -154,11 +154,12 @@ class Books:
         """Sum ``relevance * factor`` over everything but the batch, without making the product where it is large."""
         if factor.shape == relevance.shape:
             order = _order_in_memory(relevance)
-            one, other = (tensor.permute(order).reshape(self.samples, -1) for tensor in (relevance, factor))
-            if self.samples == 1 and one.numel() <= LONG:
-                return torch.mm(one, other.mT)[0]
-            product: Tensor = torch.linalg.vecdot(one, other)
-            return product
+            one, other = (tensor.permute(order) for tensor in (relevance, factor))
+            if self.samples == 1:
+                return _dot_of_one(one.reshape(-1), other.reshape(-1))
+            one, other = (tensor.reshape(self.samples, -1) for tensor in (one, other))
+            products: Tensor = torch.linalg.vecdot(one, other)
+            return products
         if _is_of_last(factor, relevance):
             sums = relevance.reshape(self.samples, -1, len(factor)).sum(dim=1)
             return sums.double() @ factor.double()
@@ -166,6 +167,14 @@ class Books:
             planes = tuple(range(relevance.dim() - factor.dim() + 1, relevance.dim()))
             relevance = relevance.sum(dim=planes, keepdim=True) if planes else relevance
         return per_sample(relevance * factor, self.samples)
+
+
+def _dot_of_one(one: Tensor, other: Tensor) -> Tensor:
+    """Return ``sum_i one_i other_i``, shape (1,), without making the products."""
+    if len(one) <= LONG:
+        return torch.dot(one, other).view(1)
+    parts = [slice(begin, begin + LONG) for begin in range(0, len(one), LONG)]
+    return torch.stack([torch.dot(one[part], other[part]) for part in parts]).sum(dim=0, keepdim=True)
 
 
 def _is_of_last(factor: Tensor, relevance: Tensor) -> bool:

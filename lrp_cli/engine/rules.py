@@ -105,10 +105,10 @@ class Epsilon(Rule):
         if is_plain and flow.is_rectified:
             s = flow.relevance_over(flow.y + self.epsilon)
             shares[EPSILON] = self.epsilon
-        elif is_plain and flow.keeps_signs and not flow.is_only:
+        elif self.use_bias and (flow.keeps_signs or not flow.is_activated):
             s = self._of_ratio(flow)
         else:
-            s = self._of_output(flow) if self.use_bias and not flow.is_activated else self._of_sum(flow)
+            s = self._of_sum(flow)
         if self.use_bias and flow.map.bias is not None:
             shares[BIAS] = flow.map.bias
         if shares:
@@ -116,21 +116,28 @@ class Epsilon(Rule):
         return flow.hand_down(s)
 
     def _of_ratio(self, flow: Flow) -> Tensor:
-        """Return s_j = R_j / (z_j + epsilon sign(z_j)), where R_j = out_j g_j with out_j of the sign of z_j.
+        """Return s_j = R_j / (z_j + epsilon sign(z_j)), where R_j = out_j g_j with out_j of the sign of z_j, or zero.
 
-        That is |out_j| g_j / (|z_j| + epsilon): all that several targets share is one tensor.
+        That is |out_j| / (|z_j| + epsilon) g_j, and epsilon takes epsilon out_j / (|z_j| + epsilon) g_j. Of an
+        activated output, several targets share the ratio, one tensor; one's own may be held by others, too.
         """
+        epsilon = self._scale(flow.z)
+        is_shared = flow.is_activated and not self.relative and not flow.is_only
 
-        def ratio() -> Tensor:
-            size = flow.z.abs().add_(self.epsilon)
+        def of() -> Tensor:
+            size = flow.z.abs().add_(epsilon)
             return torch.div(flow.out, size, out=size)
 
-        kept = flow.once("epsilon", ratio)
-        flow.spare(Spared.INPUT_AND_OUTPUT)
+        ratio = flow.once("epsilon", of) if is_shared else of()
+        if is_shared:
+            flow.spare(Spared.INPUT_AND_OUTPUT)
         flow.let_outputs_go()
-        s = kept * flow.g
-        flow.book_shares(s, {EPSILON: self.epsilon})
-        return torch.abs(kept, out=s).mul_(flow.g)
+        if isinstance(epsilon, Tensor):
+            flow.book(EPSILON, ratio * epsilon, flow.g)
+        else:
+            flow.book(EPSILON, ratio, flow.g, times=epsilon)
+        share = ratio.abs() if is_shared and not flow.is_last else ratio.abs_()
+        return share.mul_(flow.g)
 
     def _of_sum(self, flow: Flow) -> Tensor:
         """Return s_j = R_j / (z_j + epsilon sign(z_j)): R_j / (|z_j| + epsilon), with the sign of z_j."""
@@ -145,17 +152,6 @@ class Epsilon(Rule):
         # sign(0) = +1 matters only where the relevance of an output of zero is not zero: where its bias is left out.
         sign = z.sign() if self.use_bias else z.sign().add_(0.5).sign_()
         return sign.mul_(ratio)
-
-    def _of_output(self, flow: Flow) -> Tensor:
-        """Return s_j where the relevance arrives at z_j itself: R_j sign(z_j) is |z_j| g_j, whatever the sign."""
-        size, epsilon = flow.z.abs(), self._scale(flow.z)
-        denominator = size + epsilon
-        ratio = torch.div(flow.g, denominator, out=denominator)
-        if isinstance(epsilon, Tensor):
-            flow.book(EPSILON, ratio * epsilon, flow.z)
-        else:
-            flow.book(EPSILON, ratio, flow.z, times=epsilon)
-        return ratio.mul_(size)
 
     def _scale(self, z: Tensor) -> Tensor | float:
         if not self.relative:
