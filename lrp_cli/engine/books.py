@@ -22,6 +22,9 @@ LONG = 2**20
 """So many products of one sample are added up as they are made, without a tensor of them all; of more at once, rounding
 would show in the seventh digit."""
 
+MANY = 2**17
+"""From so many products of a sample on they are added up sample by sample on a processor."""
+
 
 class Account(NamedTuple):
     """Who absorbs.
@@ -157,9 +160,7 @@ class Books:
             one, other = (tensor.permute(order) for tensor in (relevance, factor))
             if self.samples == 1:
                 return _dot_of_one(one.reshape(-1), other.reshape(-1))
-            one, other = (tensor.reshape(self.samples, -1) for tensor in (one, other))
-            products: Tensor = torch.linalg.vecdot(one, other)
-            return products
+            return _dots(*(tensor.reshape(self.samples, -1) for tensor in (one, other)))
         if _is_of_last(factor, relevance):
             sums = relevance.reshape(self.samples, -1, len(factor)).sum(dim=1)
             return sums.double() @ factor.double()
@@ -167,6 +168,14 @@ class Books:
             planes = tuple(range(relevance.dim() - factor.dim() + 1, relevance.dim()))
             relevance = relevance.sum(dim=planes, keepdim=True) if planes else relevance
         return per_sample(relevance * factor, self.samples)
+
+
+def _dots(one: Tensor, other: Tensor) -> Tensor:
+    """Return ``sum_i one_ni other_ni``, shape (N,): torch does many at once by way of a tensor of all products."""
+    if one.device.type != "cpu" or one.shape[1] < MANY:
+        together: Tensor = torch.linalg.vecdot(one, other)
+        return together
+    return torch.cat([_dot_of_one(a, b) for a, b in zip(one, other, strict=True)])
 
 
 def _dot_of_one(one: Tensor, other: Tensor) -> Tensor:
