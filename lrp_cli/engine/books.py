@@ -20,7 +20,7 @@ gradient of an operation that no rule is known for."""
 
 LONG = 2**20
 """So many products of one sample are added up as they are made, without a tensor of them all; of more at once, rounding
-would show in the seventh digit."""
+would show in the fifth digit."""
 
 MANY = 2**17
 """From so many products of a sample on they are added up sample by sample on a processor."""
@@ -183,7 +183,9 @@ def _dot_of_one(one: Tensor, other: Tensor) -> Tensor:
     if len(one) <= LONG:
         return torch.dot(one, other).view(1)
     parts = [slice(begin, begin + LONG) for begin in range(0, len(one), LONG)]
-    return torch.stack([torch.dot(one[part], other[part]) for part in parts]).sum(dim=0, keepdim=True)
+    return torch.stack([torch.dot(one[part], other[part]) for part in parts]).sum(
+        dim=0, keepdim=True, dtype=torch.float64
+    )
 
 
 def _is_of_last(factor: Tensor, relevance: Tensor) -> bool:

@@ -285,6 +285,7 @@ class Interception(TorchFunctionMode):
         result = rectify_in_place(self.run, target) if name == "relu" and target._base is None else None
         forget(target, self.run)
         if result is not None:
+            tagged(result, self.run).batch_dim = tagged(target, self.run).batch_dim
             supersede(target, result, self.run)
         else:
             result = torch.relu_(target) if name == "relu" else func(*args, **kwargs)

@@ -263,6 +263,11 @@ class Made:
     in_place: bool = False
 
 
+def no_view(y: Tensor) -> Tensor:
+    """Return a layer's output as no view: what is written into a part of it would go to its base."""
+    return torch.ops.aten._unsafe_view.default(y, y.shape) if y._is_view() else y
+
+
 class LayerNode(torch.autograd.Function):
     """A layer in the graph: computes what the model computes, and hands back relevance by the layer's rule."""
 
@@ -270,9 +275,7 @@ class LayerNode(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, call: LayerCall, compute: Compute) -> Tensor:
         ctx.set_materialize_grads(False)
         ctx.call = call
-        y = compute(x)
-        if y._is_view():  # torch allows no write into one; what is written into a part of it would go to its base
-            y = torch.ops.aten._unsafe_view.default(y, y.shape)
+        y = no_view(compute(x))
         call.keep_output(y)
         return y
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lrp_cli.engine.checkpoints import hooks_in_force
 from lrp_cli.engine.interception import Interception
-from lrp_cli.engine.layers import BATCH_NORM, ActivatedNode, Layer, LayerCall, LayerNode, Made
+from lrp_cli.engine.layers import BATCH_NORM, ActivatedNode, Layer, LayerCall, LayerNode, Made, no_view
 from lrp_cli.engine.naming import operation_name, writes_in_place
 from lrp_cli.engine.operations.linear import note_layer
 from lrp_cli.engine.plans import Call, Group, Member, Plan, copied, new_step
@@ -156,7 +156,7 @@ class Replay(Interception):
                 self._depart()
             z = self._inside.detach()
         if member.compute is not None:
-            z = member.compute(z)
+            z = no_view(member.compute(z))
         if not member.is_last:
             self._inside = z.requires_grad_()  # else what is done with it out of sight would go unnoticed
             tagged(z, self.run).is_inside = True

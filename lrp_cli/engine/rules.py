@@ -118,10 +118,10 @@ class Epsilon(Rule):
     def _of_ratio(self, flow: Flow) -> Tensor:
         """Return s_j = R_j / (z_j + epsilon sign(z_j)), where R_j = out_j g_j with out_j of the sign of z_j, or zero.
 
-        That is |out_j| / (|z_j| + epsilon) g_j, and epsilon takes epsilon out_j / (|z_j| + epsilon) g_j. Of an
-        activated output, several targets share the ratio, one tensor; one's own may be held by others, too.
+        That is |out_j| / (|z_j| + epsilon) g_j, and epsilon takes epsilon out_j / (|z_j| + epsilon) g_j. Several
+        targets share the ratio of an activated output in place of both; an output alone is held for others anyway.
         """
-        epsilon = self._scale(flow.z)
+        epsilon = self._scale(flow, flow.z)
         is_shared = flow.is_activated and not self.relative and not flow.is_only
 
         def of() -> Tensor:
@@ -142,7 +142,7 @@ class Epsilon(Rule):
     def _of_sum(self, flow: Flow) -> Tensor:
         """Return s_j = R_j / (z_j + epsilon sign(z_j)): R_j / (|z_j| + epsilon), with the sign of z_j."""
         z = flow.z if self.use_bias else flow.total
-        epsilon = self._scale(z)
+        epsilon = self._scale(flow, z)
         ratio = flow.relevance_over(z.abs().add_(epsilon))
         flow.let_outputs_go()
         if isinstance(epsilon, Tensor):
@@ -153,10 +153,11 @@ class Epsilon(Rule):
         sign = z.sign() if self.use_bias else z.sign().add_(0.5).sign_()
         return sign.mul_(ratio)
 
-    def _scale(self, z: Tensor) -> Tensor | float:
+    def _scale(self, flow: Flow, z: Tensor) -> Tensor | float:
         if not self.relative:
             return self.epsilon
-        mean_square = z.square().mean(dim=tuple(range(1, z.dim())), keepdim=True)
+        of_sample = [dimension for dimension in range(z.dim()) if dimension != flow.account.batch_dim]
+        mean_square = z.square().mean(dim=of_sample, keepdim=True)
         return (self.epsilon * mean_square.sqrt()).clamp(min=torch.finfo(z.dtype).tiny)
 
 

@@ -6,14 +6,18 @@ from typing import Any
 
 import pytest
 import torch
-from networks import LRP0, inputs
+from networks import LRP0, Case, assert_right, assert_samples_independent, explain, inputs, ruleset
 from torch import Tensor, nn
 
 from lrp_cli.errors import EngineError
 from lrp_cli.explainer import Explainer, Explanation
 from lrp_cli.inspection import inspect
+from lrp_cli.rulesets import NamedRuleset
 
 MODELS = range(40)
+
+NEXT_TO_LRP0 = ruleset({"rule": {"type": "epsilon", "epsilon": 1e-13}})
+"""The same as LRP-0, but for rounding; it reads a layer's output, which must not be written into meanwhile."""
 
 
 def written(tensor: Tensor, index: tuple[slice, ...], value: Tensor | float) -> Tensor:
@@ -122,10 +126,11 @@ def test_inspected(seed: int) -> None:
     assert inspection.rows[-1].relevance_in == pytest.approx(inspection.explanation.scores.item())
 
 
+@pytest.mark.parametrize("config", [LRP0, NEXT_TO_LRP0], ids=["lrp-0", "epsilon"])
 @pytest.mark.parametrize("seed", MODELS)
-def test_explained(seed: int) -> None:
+def test_explained(seed: int, config: NamedRuleset) -> None:
     model, x = Model(steps(seed)), inputs(1, 6, 4, seed=seed)
-    explainer = Explainer(model, LRP0)
+    explainer = Explainer(model, config)
     for _ in range(4):  # the first as the operations come, later ones by a program
         assert_gradient_times_input(explainer.explain(x, 1), model, x)
 
@@ -184,8 +189,8 @@ class EverySecond(torch.autograd.Function):
         return torch.stack([g, torch.zeros_like(g)], 2).flatten(1, 2)
 
 
-@pytest.mark.parametrize("explain", [Explainer.explain, inspect])
-def test_a_view_that_cannot_be_found_is_refused(explain: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("look", [Explainer.explain, inspect])
+def test_a_view_that_cannot_be_found_is_refused(look: Callable[..., Any]) -> None:
     def what(y: Tensor) -> list[Tensor]:
         z = EverySecond.apply(y)
         part = z[:, :2]
@@ -193,4 +198,30 @@ def test_a_view_that_cannot_be_found_is_refused(explain: Callable[..., Any]) -> 
         return [part]
 
     with pytest.raises(EngineError, match=r"a view .* is read in Doing \(Doing\), .*change the model"):
-        explain(Explainer(Doing(what), LRP0, on_unknown="gradient"), inputs(1, 6, 4), 1)
+        look(Explainer(Doing(what), LRP0, on_unknown="gradient"), inputs(1, 6, 4), 1)
+
+
+class BatchSecond(nn.Module):
+    """Has the batch in the second dimension, as transformers of sequences do."""
+
+    def __init__(self, rectify: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.first, self.second, self.last = (nn.Linear(4, 4).double() for _ in range(3))
+        self.rectify = rectify
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.second(self.rectify(self.first(x.transpose(0, 1))))
+        return self.last(y.transpose(0, 1).mean(1))
+
+
+@pytest.mark.parametrize("rectify", [torch.relu, torch.relu_, nn.functional.gelu], ids=["relu", "relu_", "gelu"])
+@pytest.mark.parametrize("relative", [False, True], ids=["absolute", "relative"])
+@pytest.mark.parametrize("bias", ["use", "ignore"])
+def test_the_batch_in_another_dimension(rectify: Callable[[Tensor], Tensor], relative: bool, bias: str) -> None:
+    network = Case(BatchSecond(rectify), inputs(3, 6, 4))
+    config = ruleset({"rule": {"type": "epsilon", "epsilon": 0.3, "relative": relative, "bias": bias}})
+    assert_right(explain(network, config), network)
+    assert_samples_independent(network, config, 1e-12)
