@@ -7,8 +7,9 @@ Operations are counted by torch's FlopCounterMode: exact, and the same on every 
 take turns in one process, so that what else the machine does hits all alike, a new one for each network and batch; it
 keeps the memory of tensors that are gone, as that of ``lrp explain`` does, which helps all. Memory is the peak of a
 process that explains, above what it held before, each tensor in memory of its own: in the first explanation, in the
-second one, which makes what is kept for later ones (large transformed weights), and in a later one. Other libraries are
-measured where they are installed (``pip install 'lrp-cli[peers]'``); "refuses" says that one cannot explain a network.
+second one, which makes what is kept for later ones (large transformed weights), with that and without, and in a later
+one. Other libraries are measured where they are installed (``pip install 'lrp-cli[peers]'``); "refuses" says that one
+cannot explain a network.
 
 ``--device cuda`` does the same on a GPU: times include the wait until it is done, memory is what torch takes of its,
 and products are as exact as single precision is, for all methods (torch would round the inputs of convolutions).
@@ -39,6 +40,8 @@ from tests.benchmarks.methods import WARM, Method, methods, network
 NETWORKS = ["vgg16", "resnet50", "mobilenet_v2", "efficientnet_b0", "densenet121", "convnext_tiny"]
 NETWORKS += ["swin_t", "vit_b_16"]
 BASELINE = "gradient x input"
+EXPLANATIONS = ["the first explanation", "the second explanation", "the second explanation, less what it keeps"]
+EXPLANATIONS += ["a later explanation"]
 BY_ITSELF = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 """Has glibc give memory to larger tensors one by one, and take it back at once. Otherwise the peak depends on what fits
 into the gaps between others, and differs by a quarter from one process to the next."""
@@ -117,10 +120,10 @@ def _warm_up(method: str, run: Method) -> None:
 
 def memory(name: str, batch: int, wanted: str, device: str) -> list[dict[str, float | str]]:
     """Measure each method's peak memory (:func:`peak`), on a processor in a process of its own."""
-    found: list[dict[str, float | str]] = [{}, {}, {}]
+    found: list[dict[str, float | str]] = [{} for _ in EXPLANATIONS]
     for method in _wanted(_methods(name, 1, "cpu"), wanted):
         peaks = _peaks(name, batch, method) if device == "cpu" else peak(name, batch, method, device)
-        for which in range(3):
+        for which in range(len(EXPLANATIONS)):
             found[which][method] = peaks[which] if peaks else "refuses"
     return [_relative(peaks) for peaks in found]
 
@@ -142,16 +145,18 @@ def _peaks(name: str, batch: int, method: str) -> Sequence[float]:
     return [float(word) for word in done.stdout.split()] if done.returncode == 0 else []
 
 
-def peak(name: str, batch: int, method: str, device: str) -> tuple[float, float, float]:
-    """Return the growth of peak memory, this process's or a GPU's, by a first, a second and a later explanation."""
+def peak(name: str, batch: int, method: str, device: str) -> tuple[float, ...]:
+    """Return the growth of peak memory, this process's or a GPU's, by each of the EXPLANATIONS."""
     run = _methods(name, batch, device, apart=False)[method]
+    held: list[float] = []
     growth: list[float] = []
     for _ in range(WARM + 1):
         _release(device)
-        before = _peak(device)
+        held.append(_peak(device))
         run()
-        growth.append(_peak(device) - before)
-    return growth[0], growth[1], growth[-1]
+        growth.append(_peak(device) - held[-1])
+    kept = held[2] - held[1]
+    return growth[0], growth[1], growth[1] - kept, growth[-1]
 
 
 def _release(device: str) -> None:
@@ -227,7 +232,7 @@ def main() -> None:
         "time": lambda *what: [times(*what, arguments.rounds)],
         "memory": memory,
     }
-    titles = {"memory": [f"Peak memory of {which} explanation" for which in ("the first", "the second", "a later")]}
+    titles = {"memory": [f"Peak memory of {which}" for which in EXPLANATIONS]}
     for what in arguments.measure:
         for batch in arguments.batches:
             tables: dict[str, dict[str, dict[str, float | str]]] = {}
