@@ -75,7 +75,7 @@ class Interception(TorchFunctionMode):
         return now if seen is now else current(seen, self.run)
 
     def look_up(self, tensor: Tensor) -> Tensor:
-        """Do the same between operations: what that takes of autograd's graph was not made by the model."""
+        """Resolve a tensor between two operations: the nodes that this makes are not taken for the model's."""
         self.sight.look()
         found = self.resolve(tensor)
         self.sight.made(None)

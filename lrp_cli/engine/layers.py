@@ -264,7 +264,10 @@ class Made:
 
 
 def no_view(y: Tensor) -> Tensor:
-    """Return a layer's output as no view: what is written into a part of it would go to its base."""
+    """Return a layer's output as no view.
+
+    Torch allows no write into a view that a node returns, and what is written into a part of it would go to its base.
+    """
     return torch.ops.aten._unsafe_view.default(y, y.shape) if y._is_view() else y
 
 

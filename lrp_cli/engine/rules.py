@@ -119,16 +119,16 @@ class Epsilon(Rule):
         """Return s_j = R_j / (z_j + epsilon sign(z_j)), where R_j = out_j g_j with out_j of the sign of z_j, or zero.
 
         That is |out_j| / (|z_j| + epsilon) g_j, and epsilon takes epsilon out_j / (|z_j| + epsilon) g_j. Several
-        targets share the ratio of an activated output in place of both; an output alone is held for others anyway.
+        targets share the ratio of an activated output in place of both; one without activation is held anyway.
         """
         epsilon = self._scale(flow, flow.z)
         is_shared = flow.is_activated and not self.relative and not flow.is_only
 
-        def of() -> Tensor:
+        def divided() -> Tensor:
             size = flow.z.abs().add_(epsilon)
             return torch.div(flow.out, size, out=size)
 
-        ratio = flow.once("epsilon", of) if is_shared else of()
+        ratio = flow.once("epsilon", divided) if is_shared else divided()
         if is_shared:
             flow.spare(Spared.INPUT_AND_OUTPUT)
         flow.let_outputs_go()

@@ -131,7 +131,7 @@ def test_inspected(seed: int) -> None:
 def test_explained(seed: int, config: NamedRuleset) -> None:
     model, x = Model(steps(seed)), inputs(1, 6, 4, seed=seed)
     explainer = Explainer(model, config)
-    for _ in range(4):  # the first as the operations come, later ones by a program
+    for _ in range(4):  # the first as the operations come, later ones by its plan
         assert_gradient_times_input(explainer.explain(x, 1), model, x)
 
 
