@@ -57,6 +57,22 @@ ARGUMENTS = {
 }
 """What operations are tried with; as many tensors as they take where nothing is said."""
 
+KEYWORDS: dict[str, object] = {
+    "alpha": 0.5,
+    "approximate": "tanh",
+    "beta": 3.0,
+    "dtype": torch.float64,
+    "implicit": True,
+    "memory_format": torch.contiguous_format,
+    "value": -2.0,
+}
+"""Keyword-only arguments: name -> a value that is not the default."""
+
+
+def keywords_of(operation: torch._ops.OpOverload) -> dict[str, object]:
+    named = (argument for argument in operation._schema.arguments if argument.kwarg_only and not argument.is_out)
+    return {argument.name: KEYWORDS[argument.name] for argument in named}
+
 
 def arguments_of(operation: torch._ops.OpOverload) -> tuple[object, ...]:
     if operation in ARGUMENTS:
@@ -73,17 +89,28 @@ def copied(value: object) -> object:
     return [copied(item) for item in value] if isinstance(value, list) else value
 
 
-def called(function: Callable[..., object], operation: torch._ops.OpOverload) -> tuple[Tensor, ...]:
+def called(function: Callable[..., object], operation: torch._ops.OpOverload, **keywords: object) -> tuple[Tensor, ...]:
     """Return what a function returns for an operation's arguments, and what it has made of the first of them."""
     args = [copied(argument) for argument in arguments_of(operation)]
     places = [argument.name for argument in operation._schema.arguments if argument.is_out]
-    out = function(*args, **{name: torch.empty_like(A) for name in places})
+    out = function(*args, **{name: torch.empty_like(A) for name in places}, **keywords)
     return *([out] if isinstance(out, Tensor) else out), *(arg for arg in args[:1] if isinstance(arg, Tensor))
 
 
 @pytest.mark.parametrize("operation", FUNCTIONS, ids=str)
 def test_functions_do_what_the_operations_do(operation: torch._ops.OpOverload) -> None:
     for found, expected in zip(called(FUNCTIONS[operation], operation), called(operation, operation), strict=True):
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("operation", [*filter(keywords_of, FUNCTIONS)], ids=str)
+def test_they_take_the_same_keywords(operation: torch._ops.OpOverload) -> None:
+    keywords = keywords_of(operation)
+    pairs = zip(
+        called(FUNCTIONS[operation], operation, **keywords), called(operation, operation, **keywords), strict=True
+    )
+    for found, expected in pairs:
+        assert found.dtype == expected.dtype
         assert torch.equal(found, expected)
 
 
