@@ -66,6 +66,7 @@ def explain(
     from lrp_cli.cli.report import Report
     from lrp_cli.cli.text import counted
 
+    targets = tuple(target or ["predicted"])
     report = Report(1 if fail_fast else max_failures)
     with Progress(quiet=quiet, verbose=verbose, as_json=as_json) as progress:
         named = Named(
@@ -76,6 +77,7 @@ def explain(
             recursive=recursive,
             include=tuple(include or ()),
             exclude=tuple(exclude or ()),
+            targets=targets,
         )
         pictures = find(named, out, progress, report)
 
@@ -100,7 +102,7 @@ def explain(
             model, weights, labels=labels, seed=random_seed, preprocessing=changes, progress=progress.is_shown
         )
         settings = Settings(
-            targets=tuple(target or ["predicted"]),
+            targets=targets,
             kinds=kinds,
             directory=out,
             batch_size=batch_size,

@@ -29,7 +29,7 @@ class Named:
         lists: files that list pictures.
         stdin0: whether there are paths on standard input, separated by NULs.
         image_name: what to call the picture on standard input, if there is one.
-        recursive, include, exclude: see :func:`~lrp_cli.images.find_images`.
+        recursive, include, exclude, targets: see :func:`~lrp_cli.images.find_images`.
     """
 
     paths: tuple[str, ...] = ()
@@ -39,6 +39,7 @@ class Named:
     recursive: bool = False
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
 
 
 def find(named: Named, out: Path, progress: Progress, report: Report) -> list[Picture]:
@@ -74,6 +75,7 @@ def _found(named: Named, outputs: "_Outputs") -> Found:
         include=named.include,
         exclude=named.exclude,
         skip=outputs.__contains__,
+        targets=named.targets,
     )
 
 

@@ -20,7 +20,7 @@ class Found:
     Attributes:
         images: the pictures.
         missing: each path that led to none, with the reason in one line.
-        targets: what to explain of a picture, as text, where its list says so.
+        targets: what to explain of a picture, as text, where a list says so.
     """
 
     images: list[Path] = field(default_factory=list)
@@ -35,6 +35,7 @@ def find_images(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     skip: Admits = lambda _: False,
+    targets: Sequence[str] = (),
 ) -> Found:
     """Find the pictures that ``paths`` name, in a stable order and each once.
 
@@ -50,12 +51,15 @@ def find_images(
             the pattern has a slash.
         exclude: shell patterns, of which a picture must match none.
         skip: says which files and folders are passed over in the search.
+        targets: what is explained of a picture where it is named without targets, perhaps beside a list that has some.
 
     Nothing is opened and nothing is raised: paths that lead to no picture are listed in ``Found.missing``.
     """
     found = Found()
     search = _Search(recursive, _admits(include, exclude), skip, found)
     seen: dict[Path, Path] = {}
+    wanted: dict[Path, dict[str, None]] = {}
+    with_targets: set[Path] = set()
     for listed in (path if isinstance(path, Listed) else Listed(path, is_pattern=True) for path in paths):
         try:
             candidates = search.images(listed)
@@ -65,11 +69,13 @@ def find_images(
                 if identity not in seen:
                     seen[identity] = candidate
                     found.images.append(candidate)
+                image = seen[identity]
+                wanted.setdefault(image, {}).update(dict.fromkeys(listed.targets or targets))
                 if listed.targets:
-                    kept = found.targets.get(seen[identity], ())
-                    found.targets[seen[identity]] = tuple(dict.fromkeys([*kept, *listed.targets]))
+                    with_targets.add(image)
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
             found.missing.append((listed.path, _reason(error)))
+    found.targets = {image: tuple(texts) for image, texts in wanted.items() if image in with_targets}
     return found
 
 

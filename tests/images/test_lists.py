@@ -98,6 +98,14 @@ def test_the_same_picture_twice_has_the_targets_of_both(folder: Path) -> None:
     assert result.targets == {folder / "a.jpg": ("cat", "dog")}
 
 
+@pytest.mark.parametrize("text", ["a.jpg,cat\na.jpg,\n", "a.jpg,\n./a.jpg,cat\n"])
+def test_named_without_targets_as_well_it_has_those_of_the_run_too(folder: Path, text: str) -> None:
+    (folder / "list.csv").write_text(text + "b.png,\n")
+    result = find_images(read_list(folder / "list.csv"), recursive=False, targets=["predicted", "5"])
+    assert result.targets.keys() == {folder / "a.jpg"}
+    assert sorted(result.targets[folder / "a.jpg"]) == ["5", "cat", "predicted"]
+
+
 def test_a_csv_may_have_line_breaks_in_names(folder: Path) -> None:
     (folder / "two\nlines.jpg").touch()
     (folder / "list.csv").write_text('"two\nlines.jpg",3\n')
