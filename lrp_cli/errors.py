@@ -71,6 +71,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
+def model_failure(error: Exception) -> EngineError:
+    """Return what to raise where the model, whose code may be anybody's, raised ``error``."""
+    said = " ".join(str(error).split())
+    failure = EngineError(f"the model fails: {type(error).__name__}: {said}")
+    failure.__cause__ = error
+    return failure
+
+
 def closest(name: str, choices: Iterable[str], count: int = 1) -> str:
     """Return ``"; did you mean 'x'?"`` for the choices nearest to ``name``, or ``""`` where none is near.
 

@@ -8,7 +8,7 @@ import typer
 
 from lrp_cli.cli import options
 from lrp_cli.cli.parsing import parse_preprocessing, parse_threads
-from lrp_cli.errors import UsageError
+from lrp_cli.errors import LrpError, UsageError, is_out_of_memory, model_failure
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,7 +72,16 @@ def inspect(
     explainer = Explainer(
         loaded.network, config, bounds=loaded.preprocessing.bounds, on_unknown=on_unknown, products=products
     )
-    inspection = inspect_sample(explainer, x, index)
+    try:
+        inspection = inspect_sample(explainer, x, index)
+    except LrpError:
+        raise
+    except Exception as error:
+        raise (
+            LrpError("out of memory; close other programs, or give a smaller --crop")
+            if is_out_of_memory(error)
+            else model_failure(error)
+        ) from error
     summary = _summary(inspection, loaded, explainer.config.name, image)
     if as_json:
         typer.echo(json.dumps(summary | {"operations": [row.to_json() for row in inspection.rows]}))

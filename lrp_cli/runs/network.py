@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 
-from lrp_cli.errors import ConfigError, EngineError, LrpError, is_out_of_memory
+from lrp_cli.errors import ConfigError, EngineError, LrpError, is_out_of_memory, model_failure
 from lrp_cli.explainer import Explainer
 from lrp_cli.models import LoadedModel
 from lrp_cli.runs.batches import Batches
@@ -82,10 +82,11 @@ class Network:
         except (LrpError, RuntimeError, MemoryError) as error:
             # What follows happens after this block, when the traceback has let go of the tensors.
             problem: Exception = error.with_traceback(None)
+            if not isinstance(error, LrpError) and not is_out_of_memory(error):
+                problem = model_failure(error)
         except Exception as error:  # code of the model's own may raise anything
             traceback.clear_frames(error.__traceback__)  # of their tensors
-            problem = EngineError(f"the model fails: {type(error).__name__}: {error}")
-            problem.__cause__ = error
+            problem = model_failure(error)
         else:
             self._has_worked = True
             return results

@@ -76,7 +76,7 @@ def _readable(directory: Path, note: Note) -> list[Line]:
             _forget_the_rest(line)
             lines.append(line)
     if unreadable:
-        note(f"{unreadable} lines of the manifest say nothing and are passed over ('lrp verify' names them)")
+        note(f"unreadable lines of the manifest are passed over ('lrp verify' names them): {unreadable}")
     return lines
 
 

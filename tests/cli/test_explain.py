@@ -84,24 +84,36 @@ def test_the_logit_is_recorded_whatever_the_relevance_starts_with(lrp, tmp_path:
     assert contrast["logit"] == plain["logit"] != contrast["score"]
 
 
-def test_what_the_code_of_a_model_raises_is_said_to_be_its_failure(lrp, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["AssertionError", "RuntimeError"])
+def test_what_the_code_of_a_model_raises_is_said_to_be_its_failure(lrp, tmp_path: Path, kind: str) -> None:
     (tmp_path / "net.py").write_text(
-        """
+        f"""
 import torch
 class Tired(torch.nn.Module):
     calls = 0
     def forward(self, x):
         Tired.calls += 1
-        assert Tired.calls == 1, "no more"
+        if Tired.calls > 1:
+            raise {kind}("no more")
         return x.mean(dim=(2, 3))
 """
     )
-    result = lrp("explain", CAT, "-m", f"{tmp_path}/net.py:Tired", "-c", "epsilon", "-o", tmp_path / "out")
+    network = ("-m", f"{tmp_path}/net.py:Tired", "-c", "epsilon")
+    result = lrp("explain", CAT, *network, "-o", tmp_path / "out")
     assert result.code == 5
-    assert f"lrp: {CAT}: the model fails: AssertionError: no more" in result.err.splitlines()
+    assert f"lrp: {CAT}: the model fails: {kind}: no more" in result.err.splitlines()
     assert "report it" not in result.err
-    assert result.err.count("AssertionError") == 1
+    assert result.err.count(kind) == 1
     assert "no picture of this run could be explained" in result.err.splitlines()[-1]
+    result = lrp("inspect", CAT, *network)
+    assert result.code == 5
+    assert result.err.splitlines() == [f"lrp: the model fails: {kind}: no more"]
+
+
+def test_a_row_without_a_target_is_explained_for_those_of_the_run(lrp, tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text(f"image,target\n{CAT},281\n{CAT},\n")
+    result = lrp.explain(tmp_path / "list.csv", "-t", "5", "-o", tmp_path / "out", "--json")
+    assert sorted(record["target"] for record in result.records) == [5, 281]
 
 
 def test_a_class_that_no_layer_has_is_told(lrp, tmp_path: Path) -> None:
