@@ -58,21 +58,27 @@ class Recorder:
         ]
         for entry in entries:
             if entry["status"] == "done":
-                entry["files"] = self._still_valid(Line.model_validate(entry)) | entry["files"]
+                otherwise = self._provenance.digest_drawn_otherwise(picture.targets)
+                entry["files"] = self._still_valid(Line.model_validate(entry), otherwise) | entry["files"]
         self._manifest.append(entries)
         self._remove_superseded([Line.model_validate(entry) for entry in entries])
         return outcomes
 
-    def _still_valid(self, new: Line) -> dict[str, Any]:
-        """Return the outputs of kinds that the new line has none of, where they show the same relevance."""
+    def _still_valid(self, new: Line, otherwise: str) -> dict[str, Any]:
+        """Return the outputs of kinds that the new line has none of, where they show the same relevance.
+
+        Of what was drawn ``otherwise``, by the digest of its settings, that is the relevance itself.
+        """
         for old in self._current.get(new.name, []):
-            is_same = old.status == "done" and (old.key, old.settings) == (new.key, new.settings)
+            is_same = old.status == "done" and old.key == new.key and old.settings in {new.settings, otherwise}
             is_made_alike = all((old.model_extra or {}).get(name) == self._provenance.values[name] for name in MAKERS)
             if is_same and is_made_alike and old.input is not None and old.input == new.input:
                 return {
                     kind: file.model_dump()
                     for kind, file in old.files.items()
-                    if kind not in new.files and is_intact(file.inside(self._directory), file.bytes, file.sha256)
+                    if (kind == "npy" or old.settings == new.settings)
+                    and kind not in new.files
+                    and is_intact(file.inside(self._directory), file.bytes, file.sha256)
                 }
         return {}
 

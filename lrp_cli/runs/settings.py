@@ -84,14 +84,18 @@ class Provenance:
             "labels": _sha256("\n".join(model.labels)),
             "seed": settings.seed,
         }
-        self._digest_for = lru_cache(maxsize=64)(self._digested)
+        self._digest_for = lru_cache(maxsize=128)(self._digested)
 
     def digest(self, targets: Sequence[str] = ()) -> str:
         """Return the digest for a picture that is explained for ``targets``, or for those of the run."""
-        return self._digest_for(tuple(targets or self._targets))
+        return self._digest_for(tuple(targets or self._targets), self._decisive["full"])
 
-    def _digested(self, targets: tuple[str, ...]) -> str:
-        return _sha256(json.dumps(self._decisive | {"targets": targets}, sort_keys=True))[:16]
+    def digest_drawn_otherwise(self, targets: Sequence[str] = ()) -> str:
+        """Return the digest for the same relevance, drawn on the other of the model's view and the picture."""
+        return self._digest_for(tuple(targets or self._targets), not self._decisive["full"])
+
+    def _digested(self, targets: tuple[str, ...], full: bool) -> str:
+        return _sha256(json.dumps(self._decisive | {"targets": targets, "full": full}, sort_keys=True))[:16]
 
 
 def _name(dtype: torch.dtype) -> str:

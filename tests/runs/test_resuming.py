@@ -198,6 +198,17 @@ def test_other_kinds_of_outputs_go_with_what_they_showed(lrp, folder: Path) -> N
     assert lrp("verify", folder / "out").code == 0
 
 
+def test_relevance_stays_when_it_is_drawn_otherwise(lrp, folder: Path) -> None:
+    explain(lrp, folder, "--save", "npy,heatmap")
+    before = {path: path.read_bytes() for path in (folder / "out").glob("*.npy")}
+    assert skipped(explain(lrp, folder, "--save", "overlay", "--full")) == []
+    assert before == {path: path.read_bytes() for path in (folder / "out").glob("*.npy")}
+    assert len(before) == 3
+    assert not list((folder / "out").glob("*.heatmap.png"))
+    assert len(skipped(explain(lrp, folder, "--save", "npy,overlay", "--full"))) == 3
+    assert lrp("verify", folder / "out").code == 0
+
+
 def test_a_checkpoint_is_known_by_its_contents(lrp, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = folder / "weights.pt"
     net = torch.nn.Linear(3, 4)
