@@ -12,7 +12,7 @@ from lrp_cli.engine.books import Books
 from lrp_cli.engine.exactness import exactly
 from lrp_cli.engine.native import Compiler
 from lrp_cli.engine.plans import Plans
-from lrp_cli.engine.propagation import Propagation
+from lrp_cli.engine.propagation import Propagation, check_kind
 from lrp_cli.engine.trace import Trace
 from lrp_cli.engine.weights import WeightCache
 from lrp_cli.errors import ConfigError, EngineError, UsageError
@@ -119,9 +119,11 @@ class Explainer:
 
         Raises:
             ConfigError: the config does not exist or is not valid, or its z-box rule has no bounds.
-            UsageError: ``on_unknown`` is something else, ``products`` is no floating-point type, or there is no C++
-                compiler to compile with.
+            EngineError: the model is no module.
+            UsageError: ``on_unknown`` is something else, ``products`` is no floating-point type, the bounds are no
+                pair, or there is no C++ compiler to compile with.
         """
+        check_kind(model)
         if products is not None and not products.is_floating_point:
             raise UsageError(f"products are computed in a floating-point type, not {products}")
         if on_unknown not in {"error", "gradient"}:
@@ -163,6 +165,8 @@ class Explainer:
         A ``trace`` records every operation, and the relevance that passes it. ``single`` says that one target will be
         explained, with ``keep=False``, and lets that be prepared for; it is no promise.
         """
+        if not isinstance(x, Tensor):
+            raise UsageError(f"the input is a torch.Tensor, not {type(x).__name__}")
         with exactly():
             propagation = Propagation(
                 self.model,
@@ -193,13 +197,18 @@ class Explainer:
     def _bounds_like(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
         if self._bounds is None:
             return None
+        if x.dim() < 2:
+            raise EngineError(f"the z-box rule needs an input with channels, shape (N, C, ...), not {tuple(x.shape)}")
         kind = x.dtype, x.device, x.shape[1], x.dim()
         if kind not in self._bounds_by_kind:
             self._bounds_by_kind[kind] = self._made_bounds(self._bounds, x)
         return self._bounds_by_kind[kind]
 
     def _made_bounds(self, bounds: Bounds, x: Tensor) -> tuple[Tensor, Tensor]:
-        low, high = (torch.as_tensor(end, dtype=x.dtype, device=x.device) for end in bounds)
+        try:
+            low, high = (torch.as_tensor(end, dtype=x.dtype, device=x.device) for end in bounds)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"bounds are numbers, or one a channel, not {bounds}") from error
         if any(end.numel() not in (1, x.shape[1]) for end in (low, high)) or not bool((low < high).all()):
             raise UsageError(f"bounds are a lowest and a highest value, one each or {x.shape[1]}, not {bounds}")
         by_channel = (-1, *[1] * (x.dim() - 2))
@@ -216,6 +225,7 @@ class ForwardPass:
     def __init__(self, propagation: Propagation, tolerance: float) -> None:
         self._propagation = propagation
         self._tolerance = tolerance
+        self._is_over = False
         self.logits = propagation.logits
 
     def explain(
@@ -224,8 +234,14 @@ class ForwardPass:
         """Explain one score of every sample, as :meth:`Explainer.explain` does.
 
         ``keep=False`` says that this is the last, and frees memory on the way.
+
+        Raises:
+            UsageError: it was the last already; else as above.
         """
+        if self._is_over:
+            raise UsageError("keep=False gave up what this forward pass had kept; call forward() for another")
         classes, start = make_seed(self.logits, target, versus, seed)
+        self._is_over = not keep
         with exactly():
             propagated = self._propagation.propagate(start, keep=keep)
         explanation = Explanation(
@@ -268,5 +284,8 @@ def _bounds(config: NamedRuleset, bounds: Bounds | None) -> Bounds | None:
             f"the z-box rule of {config.name} needs the range of the input: give bounds=(low, high), or low and high "
             "in the config"
         )
-    given = bounds or (0.0, 0.0)
-    return (given[0] if low is None else low), (given[1] if high is None else high)
+    try:
+        lowest, highest = (0.0, 0.0) if bounds is None else bounds
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"bounds are a lowest and a highest value, not {bounds!r}") from error
+    return (lowest if low is None else low), (highest if high is None else high)

@@ -14,6 +14,7 @@ probability    sum_k v_k dp_k/dz_c (p = softmax)   the logits, by their weight i
 """
 
 from collections.abc import Sequence
+from operator import index as as_integer
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
@@ -29,7 +30,7 @@ REST = "rest"
 Target: TypeAlias = int | Sequence[int] | Tensor | None
 """A class index for all samples, one each (N,), a ready-made seed (N, classes), or None: the predicted class."""
 
-Versus: TypeAlias = int | str | Sequence[int | str | None] | None
+Versus: TypeAlias = int | str | Sequence[int | str | None] | Tensor | None
 """What a target is held against: a class index, "rest" (the mean of all others) or None; one, or one a sample."""
 
 
@@ -39,21 +40,26 @@ def make_seed(logits: Tensor, target: Target, versus: Versus, kind: str) -> tupl
     Args:
         logits: the model's output, shape (N, classes).
         target: what to explain; with a ready-made seed, the classes returned are None.
-        versus: what to hold it against.
-        kind: one of :data:`SEED_KINDS`.
+        versus: what to hold it against; a ready-made seed says that itself.
+        kind: one of :data:`SEED_KINDS`; a ready-made seed goes with the first only.
 
     Raises:
-        UsageError: an index is out of range, a shape does not fit, or the kind is unknown.
+        UsageError: an index is out of range, a shape or a type does not fit, the kind is unknown, or a ready-made seed
+            is not finite, or comes with what it would leave without effect.
     """
     if kind not in SEED_KINDS:
         raise UsageError(f"unknown seed {kind!r}: choose from {', '.join(SEED_KINDS)}{closest(kind, SEED_KINDS)}")
     if isinstance(target, Tensor) and target.dim() == 2:
         if target.shape != logits.shape:
             raise UsageError(f"a seed has the shape of the logits, {tuple(logits.shape)}, not {tuple(target.shape)}")
+        if versus is not None or kind != "logit":
+            raise UsageError("a ready-made seed goes without versus, and without another kind of seed")
+        if not bool(target.isfinite().all()):
+            raise UsageError("the seed holds values that are not finite")
         return None, target.to(logits)
     indices = _indices(logits, target)
     weights = torch.nn.functional.one_hot(indices, logits.shape[1]).to(logits)
-    rivals = [versus] * len(logits) if versus is None or isinstance(versus, (int, str)) else list(versus)
+    rivals = _rivals(versus, len(logits))
     if len(rivals) != len(logits):
         raise UsageError(f"{len(rivals)} classes to hold the target against, for {len(logits)} samples")
     if any(rival is not None for rival in rivals):
@@ -77,6 +83,23 @@ def _indices(logits: Tensor, target: Any) -> Tensor:
     if bool(((indices < 0) | (indices >= classes)).any()):
         raise UsageError(f"target out of range: the model has the classes 0 to {classes - 1}")
     return indices
+
+
+def _rivals(versus: Any, samples: int) -> list[int | str | None]:
+    """Return what each sample's target is held against: one for all, or one a sample."""
+    is_single = isinstance(versus, str) or not hasattr(versus, "__len__") or getattr(versus, "ndim", 1) == 0
+    return [_rival(each) for each in ([versus] * samples if is_single else versus)]
+
+
+def _rival(given: Any) -> int | str | None:
+    if given is None or isinstance(given, str):
+        return given
+    try:
+        if not isinstance(given, bool) and getattr(given, "dtype", None) != torch.bool:
+            return as_integer(given)
+    except TypeError:
+        pass
+    raise UsageError(f"a target is held against a class index or {REST!r}, not {given!r}")
 
 
 def _against(rival: int | str | None, index: int, like: Tensor) -> Tensor:

@@ -83,7 +83,7 @@ class Propagation:
             EngineError: the model is in training mode or scripted, hides what it computes in a checkpoint, or does not
                 return a tensor (N, classes) that depends on x.
         """
-        _check_kind(model)
+        check_kind(model)
         _check_input(model, x)
         self._begin = partial(
             Run,
@@ -257,7 +257,8 @@ def _written(draft: Draft | None) -> AbstractContextManager[Any]:
     return nullcontext() if draft is None else draft.transcript
 
 
-def _check_kind(model: Any) -> None:
+def check_kind(model: Any) -> None:
+    """Raise EngineError unless the model is a torch.nn.Module."""
     if not isinstance(model, nn.Module):
         raise EngineError(f"a torch.nn.Module is needed, not {type(model).__name__}")
 

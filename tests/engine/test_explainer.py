@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -372,6 +373,61 @@ def test_wrong_targets(target: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message) as caught:
         explain(ready(SmallNet), pictures(), target=target)
     assert "\n" not in str(caught.value)
+
+
+def test_all_spellings_of_what_a_target_is_held_against() -> None:
+    model, x = ready(SmallNet), pictures(2)
+    explainer = Explainer(model, "epsilon")
+    expected = explainer.explain(x, 2, versus=3).relevance
+    assert not torch.equal(expected, explainer.explain(x, 2).relevance)
+    for versus in (np.int64(3), torch.tensor(3), [3, 3], torch.tensor([3, 3]), np.array([3, 3]), [np.int8(3), 3]):
+        assert torch.equal(explainer.explain(x, 2, versus=versus).relevance, expected)
+
+
+@pytest.mark.parametrize(
+    "versus", [1.5, True, [1.5, 3], [True, 3], torch.tensor(1.5), torch.tensor(True), [[3], [3]], {}]
+)
+def test_wrong_contrasts(versus: Any) -> None:
+    with pytest.raises(UsageError, match=r"held against|hold the target against"):
+        Explainer(ready(SmallNet), "epsilon").explain(pictures(2), 2, versus=versus)
+
+
+@pytest.mark.parametrize(
+    ("seed", "options", "message"),
+    [
+        (torch.eye(5)[:2], {"versus": 3}, "without versus"),
+        (torch.eye(5)[:2], {"seed": "one"}, "another kind of seed"),
+        (torch.full((2, 5), torch.nan), {}, "not finite"),
+    ],
+)
+def test_wrong_seeds(seed: Tensor, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Explainer(ready(SmallNet), "epsilon").explain(pictures(2), seed, **options)
+
+
+@pytest.mark.parametrize("config", ["lrp-0", "epsilon", "epsilon-plus-flat"])
+def test_after_the_last_target_there_is_none(config: str) -> None:
+    forward = Explainer(ready(SmallNet), LRP0 if config == "lrp-0" else config).forward(pictures())
+    with pytest.raises(UsageError, match="classes 0 to 4"):
+        forward.explain(9, keep=False)
+    forward.explain(1, keep=False)
+    with pytest.raises(UsageError, match="forward"):
+        forward.explain(2)
+
+
+def test_what_is_no_model_and_what_is_no_input() -> None:
+    with pytest.raises(EngineError, match=r"a torch\.nn\.Module is needed, not function"):
+        Explainer(lambda x: x)
+    with pytest.raises(UsageError, match=r"a torch\.Tensor, not ndarray"):
+        Explainer(ready(SmallNet), "epsilon").explain(pictures().numpy())
+    with pytest.raises(EngineError, match=r"\(N, C, ...\), not \(5,\)"):
+        Explainer(ready(SmallNet), BOX_FIRST, bounds=BOUNDS).explain(torch.zeros(5).double())
+
+
+@pytest.mark.parametrize("bounds", [5, (-5,), "ab", (None, 5), (1, 2, 3)])
+def test_wrong_bounds(bounds: Any) -> None:
+    with pytest.raises(UsageError, match="bounds are"):
+        Explainer(ready(SmallNet), BOX_FIRST, bounds=bounds).explain(pictures())
 
 
 def test_wrong_option() -> None:
