@@ -73,8 +73,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def model_failure(error: Exception) -> EngineError:
     """Return what to raise where the model, whose code may be anybody's, raised ``error``."""
-    said = " ".join(str(error).split())
-    failure = EngineError(f"the model fails: {type(error).__name__}: {said}")
+    said = next(iter(str(error).strip().splitlines()), "")
+    failure = EngineError(f"the model fails: {type(error).__name__}: {said}".rstrip(": "))
     failure.__cause__ = error
     return failure
 

@@ -151,7 +151,7 @@ class Explainer:
             seed: "logit", "one" or "probability": the relevance to start with (:mod:`lrp_cli.seeds`).
 
         Raises:
-            UsageError: the target does not fit the model's output.
+            UsageError: the target does not fit the model's output, or the input is no tensor.
             ConfigError: the config has no rule for a layer.
             EngineError: the model is in training mode or has an operation that no rule is known for, a value is not
                 finite, or the books do not balance.

@@ -16,6 +16,10 @@ from lrp_cli.runs.manifest import MANIFEST, File, Line, current_lines, read_line
 BALANCE, ROUGH_BALANCE = 1e-3, 2e-2
 """How far the books may be out of balance, in proportion to the largest of their numbers; roughly with bfloat16."""
 
+ROUNDING = 1e-4
+"""How far an array's sum may be from the recorded one, in proportion to the sum of magnitudes: the array may be that of
+an earlier explanation, which is another one by rounding, since other pictures went through the network with it."""
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -142,5 +146,5 @@ def _array(line: Line, path: Path, file: File) -> Iterator[Problem]:
     recorded = (line.model_extra or {}).get("relevance_sum")
     total = relevance.sum(dtype=np.float64)
     scale = np.abs(relevance).sum(dtype=np.float64)
-    if isinstance(recorded, int | float) and abs(total - recorded) > 1e-5 * scale + 1e-12:
+    if isinstance(recorded, int | float) and abs(total - recorded) > ROUNDING * scale + 1e-12:
         yield Problem("books", file.path, f"sums to {total:.6g}, not to the recorded {recorded:.6g}")

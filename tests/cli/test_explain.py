@@ -94,7 +94,7 @@ class Tired(torch.nn.Module):
     def forward(self, x):
         Tired.calls += 1
         if Tired.calls > 1:
-            raise {kind}("no more")
+            raise {kind}("no more\\n  at length")
         return x.mean(dim=(2, 3))
 """
     )
