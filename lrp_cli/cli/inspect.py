@@ -74,14 +74,10 @@ def inspect(
     )
     try:
         inspection = inspect_sample(explainer, x, index)
-    except LrpError:
-        raise
     except Exception as error:
-        raise (
-            LrpError("out of memory; close other programs, or give a smaller --crop")
-            if is_out_of_memory(error)
-            else model_failure(error)
-        ) from error
+        if isinstance(error, LrpError) or is_out_of_memory(error):
+            raise
+        raise model_failure(error) from error
     summary = _summary(inspection, loaded, explainer.config.name, image)
     if as_json:
         typer.echo(json.dumps(summary | {"operations": [row.to_json() for row in inspection.rows]}))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cache
+from itertools import chain
 from pathlib import Path
 
 from lrp_cli.images.lists import Listed
@@ -58,8 +59,7 @@ def find_images(
     found = Found()
     search = _Search(recursive, _admits(include, exclude), skip, found)
     seen: dict[Path, Path] = {}
-    wanted: dict[Path, dict[str, None]] = {}
-    with_targets: set[Path] = set()
+    mentions: dict[Path, list[tuple[str, ...]]] = {}  # the targets, if any, each time a picture is named
     for listed in (path if isinstance(path, Listed) else Listed(path, is_pattern=True) for path in paths):
         try:
             candidates = search.images(listed)
@@ -69,13 +69,12 @@ def find_images(
                 if identity not in seen:
                     seen[identity] = candidate
                     found.images.append(candidate)
-                image = seen[identity]
-                wanted.setdefault(image, {}).update(dict.fromkeys(listed.targets or targets))
-                if listed.targets:
-                    with_targets.add(image)
+                mentions.setdefault(seen[identity], []).append(listed.targets)
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
             found.missing.append((listed.path, _reason(error)))
-    found.targets = {image: tuple(texts) for image, texts in wanted.items() if image in with_targets}
+    for image, texts in mentions.items():
+        if any(texts):
+            found.targets[image] = tuple(dict.fromkeys(chain.from_iterable(own or targets for own in texts)))
     return found
 
 

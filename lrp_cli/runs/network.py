@@ -79,14 +79,14 @@ class Network:
         try:
             with self.batches.watched(len(part)):
                 results = self._workplace.work(partial(self._explaining.explain, part))
-        except (LrpError, RuntimeError, MemoryError) as error:
+        except Exception as error:
             # What follows happens after this block, when the traceback has let go of the tensors.
-            problem: Exception = error.with_traceback(None)
-            if not isinstance(error, LrpError) and not is_out_of_memory(error):
+            problem: Exception
+            if isinstance(error, LrpError) or is_out_of_memory(error):
+                problem = error.with_traceback(None)
+            else:  # code of the model's own may raise anything
+                traceback.clear_frames(error.__traceback__)
                 problem = model_failure(error)
-        except Exception as error:  # code of the model's own may raise anything
-            traceback.clear_frames(error.__traceback__)  # of their tensors
-            problem = model_failure(error)
         else:
             self._has_worked = True
             return results

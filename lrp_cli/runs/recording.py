@@ -56,9 +56,9 @@ class Recorder:
             _entry(outcome) | {"part": part, "parts": len(outcomes)} | common
             for part, outcome in enumerate(outcomes, start=1)
         ]
+        otherwise = self._provenance.digest_drawn_otherwise(picture.targets)
         for entry in entries:
             if entry["status"] == "done":
-                otherwise = self._provenance.digest_drawn_otherwise(picture.targets)
                 entry["files"] = self._still_valid(Line.model_validate(entry), otherwise) | entry["files"]
         self._manifest.append(entries)
         self._remove_superseded([Line.model_validate(entry) for entry in entries])

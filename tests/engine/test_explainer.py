@@ -405,9 +405,9 @@ def test_wrong_seeds(seed: Tensor, options: dict[str, Any], message: str) -> Non
         Explainer(ready(SmallNet), "epsilon").explain(pictures(2), seed, **options)
 
 
-@pytest.mark.parametrize("config", ["lrp-0", "epsilon", "epsilon-plus-flat"])
-def test_after_the_last_target_there_is_none(config: str) -> None:
-    forward = Explainer(ready(SmallNet), LRP0 if config == "lrp-0" else config).forward(pictures())
+@pytest.mark.parametrize("config", [LRP0, "epsilon", "epsilon-plus-flat"], ids=["lrp-0", "epsilon", "zplus"])
+def test_after_the_last_target_there_is_none(config: str | NamedRuleset) -> None:
+    forward = Explainer(ready(SmallNet), config).forward(pictures())
     with pytest.raises(UsageError, match="classes 0 to 4"):
         forward.explain(9, keep=False)
     forward.explain(1, keep=False)
