@@ -10,7 +10,7 @@ from PIL import Image
 
 from lrp_cli.errors import LrpError
 from lrp_cli.render.colours import HEATMAP_COLOURS, OVERLAY_COLOURS, STEPS, colour_table
-from lrp_cli.render.scaling import PERCENTILE, FloatArray, normalise, smooth
+from lrp_cli.render.scaling import PERCENTILE, FloatArray, normalise, smoothed
 
 OVERLAY_PERCENTILE = 99.9
 SMOOTHING = 1.5
@@ -74,9 +74,8 @@ def overlay(
         EngineError: a value is NaN or infinite.
     """
     # Blurred and blended in single precision: 8 bits come out.
-    clipped = normalise(relevance, percentile).astype(np.float32)
-    height, width = clipped.shape
-    level = normalise(smooth(clipped, smoothing * min(height, width) / 224), percentile).astype(np.float32)
+    level = smoothed(relevance, percentile, smoothing / 224)
+    height, width = level.shape
     entries = _entries((level + np.sign(level)) / 2)
     squared = level * level
     opacity = (1 + HAZE) * squared / (squared + HAZE)
@@ -84,15 +83,13 @@ def overlay(
     if photograph.size != (width, height):
         photograph = photograph.resize((width, height), Image.Resampling.LANCZOS)
     grey = np.asarray(photograph, dtype=np.float32)
-    blended = np.empty((height, width, 3), dtype=np.uint8)
-    # One channel after the other: numpy is several times slower where the innermost axis is that short.
-    for channel, colours in enumerate(colour_table(colormap).T.astype(np.float32)):
-        values = colours.take(entries)
-        values -= grey
-        values *= opacity
-        values += grey
-        blended[..., channel] = np.rint(values, out=values)
-    return Image.fromarray(blended)
+    # Channels first: numpy is several times slower where the innermost axis is as short as theirs.
+    values = colour_table(colormap).T.astype(np.float32).take(entries, axis=1)
+    values -= grey
+    values *= opacity
+    values += grey
+    blended = np.rint(values, out=values).astype(np.uint8)
+    return Image.merge("RGB", [Image.fromarray(channel) for channel in blended])
 
 
 def save_png(image: Image.Image, path: str | Path) -> None:

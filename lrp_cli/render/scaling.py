@@ -65,10 +65,25 @@ def normalise(relevance: npt.NDArray[Any], percentile: float = PERCENTILE, scale
     if scale is not None and not (0 < scale < np.inf):
         raise UsageError(f"scale {scale:g} is not a positive number")
     pixels = pixel_relevance(relevance)
-    limit = _limit(pixels, percentile) if scale is None else scale
-    if limit:
-        pixels /= limit
-    return np.clip(pixels, -1, 1, out=pixels)
+    return _clipped(pixels, _limit(pixels, percentile) if scale is None else scale)
+
+
+def smoothed(relevance: npt.NDArray[Any], percentile: float, smoothing: float) -> FloatArray:
+    """Normalise, blur, and normalise again, in single precision: (H, W) in [-1, 1].
+
+    Outliers are clipped before they are blurred, or each would become a spot.
+
+    Args:
+        relevance: (H, W), or (C, H, W), which is summed over the channels.
+        percentile: of ``|R|``, each time, as in :func:`normalise`.
+        smoothing: standard deviation of the blur, see :func:`smooth`, as a multiple of the shorter side.
+
+    Raises:
+        UsageError: ``smoothing`` is negative or not finite; and what :func:`relevance_limit` raises.
+    """
+    pixels = normalise(relevance, percentile).astype(np.float32)
+    pixels = smooth(pixels, smoothing * min(pixels.shape))
+    return _clipped(pixels, _limit(pixels, percentile))
 
 
 def smooth(pixels: FloatArray, sigma: float) -> FloatArray:
@@ -89,8 +104,16 @@ def smooth(pixels: FloatArray, sigma: float) -> FloatArray:
     if factor > 1:
         height, width = pixels.shape
         coarse = _resized(pixels, (max(width // factor, 1), max(height // factor, 1)), Image.Resampling.BOX)
-        return _resized(_blur_both(coarse, sigma / factor), (width, height), Image.Resampling.BILINEAR)
-    return _blur_both(pixels, sigma)
+        return _resized(_blur(coarse, sigma / factor), (width, height), Image.Resampling.BILINEAR)
+    return _blur(pixels, sigma)
+
+
+def _clipped(pixels: FloatArray, limit: float) -> FloatArray:
+    """Divide by the limit and clip to [-1, 1], in place."""
+    if limit:
+        np.divide(pixels, limit, out=pixels)
+    np.clip(pixels, -1, 1, out=pixels)
+    return pixels
 
 
 def _limit(pixels: FloatArray, percentile: float) -> float:
@@ -119,21 +142,24 @@ def _resized(values: FloatArray, size: tuple[int, int], how: Image.Resampling) -
     return np.asarray(Image.fromarray(values.astype(np.float32)).resize(size, how), dtype=values.dtype)
 
 
-def _blur_both(values: FloatArray, sigma: float) -> FloatArray:
-    return _blur_rows(_blur_rows(values.T, sigma).T, sigma)
-
-
-def _blur_rows(values: FloatArray, sigma: float) -> FloatArray:
-    """Blur (H, W) along H; the result lies in memory row by row."""
-    values = np.ascontiguousarray(values)
-    height = values.shape[0]
-    blurred, weights = values.copy(), np.ones((height, 1), values.dtype)
-    for offset in range(1, min(math.ceil(3 * sigma), height - 1) + 1):
-        weight = math.exp(-0.5 * (offset / sigma) ** 2)
-        weighted = weight * values
-        blurred[offset:] += weighted[:-offset]
-        blurred[:-offset] += weighted[offset:]
-        weights[offset:] += weight
-        weights[:-offset] += weight
-    blurred /= weights
+def _blur(values: FloatArray, sigma: float) -> FloatArray:
+    offsets = np.arange(-math.ceil(3 * sigma), math.ceil(3 * sigma) + 1)
+    kernel = np.exp(-0.5 * (offsets / sigma) ** 2).astype(values.dtype)
+    sums = _add_along_rows(_add_along_rows(values, kernel).T, kernel).T
+    rows, columns = (_add_along_rows(np.ones((1, size), values.dtype), kernel) for size in values.shape)
+    blurred: FloatArray = np.divide(sums, rows.T * columns, order="C")
     return blurred
+
+
+def _add_along_rows(values: FloatArray, kernel: FloatArray) -> FloatArray:
+    """Return the sums of a pixel's neighbours in its row of (H, W), times their weights; beyond the ends lies nothing.
+
+    All rows at once, one behind the other with gaps between them, since each call of numpy lets go of Python's lock and
+    asks for it again: where other threads decode and draw, a call per neighbour waits longer than it adds.
+    """
+    height, width = values.shape
+    reach = len(kernel) // 2
+    apart = np.zeros((height + 1, width + 2 * reach), values.dtype)
+    apart[:-1, reach : reach + width] = values
+    sums: FloatArray = np.correlate(apart.ravel(), kernel)[: height * apart.shape[1]].reshape(height, -1)[:, :width]
+    return sums
