@@ -7,6 +7,7 @@ import os
 import secrets
 import tempfile
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def write_whole(path: Path, data: bytes, root: Path) -> FileInfo:
         LrpError: this one could not be written, or would lie outside ``root``.
     """
     try:
-        if path.parent != root and not path.parent.resolve().is_relative_to(root.resolve()):
+        if _has_links(path.parent, root) and not path.parent.resolve().is_relative_to(root.resolve()):
             raise LrpError(f"{path} would lie outside {root}, by a link; remove the link or give another --out")
         try:
             _replace(path, data)
@@ -103,13 +104,20 @@ def sync(directory: Path) -> None:
             os.close(handle)
 
 
+def _has_links(folder: Path, root: Path) -> bool:
+    """Return whether a way from ``root`` to ``folder``, below it, may lead elsewhere."""
+    way = takewhile(lambda place: place != root, (folder, *folder.parents))
+    return any(place.name == ".." or place.is_symlink() for place in way)
+
+
 def _replace(path: Path, data: bytes) -> None:
     temporary = path.with_name(f"{TEMPORARY[0]}{secrets.token_hex(8)}{TEMPORARY[1]}")
-    file = temporary.open("xb")
+    file = temporary.open("xb", buffering=0)
     try:
         with file:
-            file.write(data)
-            file.flush()
+            rest = memoryview(data)
+            while rest:
+                rest = rest[file.write(rest) :]
             os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:

@@ -13,8 +13,8 @@ from typing import Generic, Self, TypeVar
 PATIENCE = 10.0
 """How long a run that was broken off waits, in seconds, for whoever reads its results."""
 
-PAUSE = 0.001
-"""In seconds: how long whoever waits for drawings, or for room, sleeps before it looks again."""
+PAUSE = 0.005
+"""In seconds: how long whoever waits for drawings, or for room, sleeps before it looks again: that disturbs others."""
 
 RECORDER = "lrp-record"
 """The name of the thread that records."""

@@ -1,6 +1,7 @@
 """Where outputs cannot be written: a clear error, the right exit code, and what is recorded stays valid."""
 
 import errno
+import io
 import json
 import os
 import resource
@@ -9,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,6 +55,27 @@ def test_a_link_out_of_the_directory_is_not_followed(tmp_path: Path) -> None:
     with pytest.raises(LrpError, match="outside"):
         write_whole(tmp_path / "out/sub/x", b"", tmp_path / "out")
     assert list((tmp_path / "elsewhere").iterdir()) == []
+    with pytest.raises(LrpError, match="outside"):
+        write_whole(tmp_path / "out/../elsewhere/x", b"", tmp_path / "out")
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_a_link_within_the_directory_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "sub").symlink_to(tmp_path / "real", target_is_directory=True)
+    write_whole(tmp_path / "sub/deep/x", b"new", tmp_path)
+    assert (tmp_path / "real/deep/x").read_bytes() == b"new"
+
+
+def test_what_the_system_writes_piece_by_piece_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow(io.FileIO):
+        def write(self, data: Any) -> int:
+            return super().write(memoryview(data)[:1000])
+
+    monkeypatch.setattr(Path, "open", lambda path, mode, buffering: Slow(path, mode.replace("b", "")))
+    write_whole(tmp_path / "x", bytes(range(256)) * 30, tmp_path)
+    monkeypatch.undo()
+    assert (tmp_path / "x").read_bytes() == bytes(range(256)) * 30
 
 
 @pytest.mark.parametrize("name", ["manifest.jsonl", ".lrp.lock"])
