@@ -7,11 +7,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lrp_cli.errors import UsageError
+from lrp_cli.errors import UsageError, closest
 
 LIST_SUFFIXES = (".txt", ".csv")
 PATH_COLUMNS = ("image", "path", "file", "filename", "picture")
 TARGET_COLUMNS = ("target", "targets", "label", "class")
+DELIMITERS = ",;\t"
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,11 @@ def read_list(file: Path) -> list[Listed]:
 
     A CSV has the path in its first column and perhaps a target in its second, or says with a header which column is
     which: ``image`` (or ``path``, ``file``) and ``target`` (or ``label``); several targets are separated by ``;``.
-    Relative paths are relative to the folder of the list.
+    Under a header, semicolons or tabs may take the place of commas; several targets then stand in quotes. Relative
+    paths are relative to the folder of the list.
 
     Raises:
-        UsageError: the file cannot be read, or its header has no column of paths.
+        UsageError: the file cannot be read, or its header has no column of paths, or one that may be of targets.
     """
     try:
         data = file.read_bytes()
@@ -61,22 +63,42 @@ def read_list(file: Path) -> list[Listed]:
 
 
 def _read_csv(data: bytes, file: Path) -> list[Listed]:
-    text = io.StringIO(os.fsdecode(data), newline="")
+    text = os.fsdecode(data)
     try:
-        rows = [row for row in csv.reader(text, strict=True) if any(cell.strip() for cell in row)]
+        rows = _rows(text, _delimiter(text))
     except csv.Error as error:
         raise UsageError(f"cannot read the list {file}: {error}") from error
     if not rows:
         return []
-    header = [cell.strip().lower() for cell in rows[0]]
+    header = [_bare(cell) for cell in rows[0]]
     place, target = _find(header, PATH_COLUMNS), _find(header, TARGET_COLUMNS)
     if place is None and target is not None:
         raise UsageError(f"{file}: none of its columns holds paths; call one of them 'image'")
+    if place is not None and target is None:
+        near = [name for name in header if name not in PATH_COLUMNS and closest(name, TARGET_COLUMNS)]
+        if near:
+            raise UsageError(f"{file}: if the column {near[0]!r} holds targets, call it 'target'; else leave it out")
     if place is not None:
         rows = rows[1:]
     else:
         place, target = 0, 1
     return [Listed(Path(row[place]), _targets(row, target)) for row in rows if len(row) > place and row[place]]
+
+
+def _delimiter(text: str) -> str:
+    """Return what separates cells: a comma, or what a header shows, as spreadsheets write where a comma is decimal."""
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    headers = {mark: {_bare(cell) for cell in first.split(mark)} for mark in DELIMITERS}
+    return next((mark for mark, names in headers.items() if len(names) > 1 and names & {*PATH_COLUMNS}), ",")
+
+
+def _rows(text: str, delimiter: str) -> list[list[str]]:
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    return [row for row in reader if any(cell.strip() for cell in row)]
+
+
+def _bare(cell: str) -> str:
+    return cell.strip().strip('"').strip().lower()
 
 
 def _find(header: list[str], names: Iterable[str]) -> int | None:

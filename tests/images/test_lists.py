@@ -79,6 +79,8 @@ def test_a_text_list_is_relative_to_its_folder(folder: Path) -> None:
         "a.jpg,cat\nb.png,1;dog ; 1\nc.JPG\n",
         "image,target\na.jpg,cat\nb.png,1;dog\nc.JPG,\n",
         'Target,n,File\ncat,1,a.jpg\n1;dog,2,"b.png"\n,3,c.JPG\n\n',
+        '"Target";n;"File"\ncat;1,5;a.jpg\n"1;dog";2;"b.png"\n;3;c.JPG\n',
+        "image\tlabel\na.jpg\tcat\nb.png\t1;dog\nc.JPG\t\n",
     ],
 )
 def test_a_csv_may_have_targets(folder: Path, text: str) -> None:
@@ -112,7 +114,14 @@ def test_a_csv_may_have_line_breaks_in_names(folder: Path) -> None:
     assert found(folder, *read_list(folder / "list.csv")) == ["two\nlines.jpg"]
 
 
-@pytest.mark.parametrize(("data", "said"), [(b'"open', "unexpected end"), (b"target\nx\n", "call one of them 'image'")])
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b'"open', "unexpected end"),
+        (b"target\nx\n", "call one of them 'image'"),
+        (b"image,n,klass\na,1,x\n", "'klass' holds targets, call it 'target'"),
+    ],
+)
 def test_lists_that_cannot_be_read(tmp_path: Path, data: bytes, said: str) -> None:
     (tmp_path / "x.csv").write_bytes(data)
     with pytest.raises(UsageError, match=said):
