@@ -120,14 +120,16 @@ class Explainer:
         Raises:
             ConfigError: the config does not exist or is not valid, or its z-box rule has no bounds.
             EngineError: the model is no module.
-            UsageError: ``on_unknown`` is something else, ``products`` is no floating-point type, the bounds are no
-                pair, or there is no C++ compiler to compile with.
+            UsageError: ``config`` or ``on_unknown`` is something else, ``products`` is no floating-point type, the
+                bounds are no pair, or there is no C++ compiler to compile with.
         """
         check_kind(model)
         if products is not None and not products.is_floating_point:
             raise UsageError(f"products are computed in a floating-point type, not {products}")
         if on_unknown not in {"error", "gradient"}:
             raise UsageError(f"on_unknown is 'error' or 'gradient', not {on_unknown!r}")
+        if not isinstance(config, str | Path | NamedRuleset):
+            raise UsageError(f"config is a preset's name, a path or a loaded config, not {config!r}")
         self.model = model
         if config == AUTO:
             config = preset_for(model.modules(), bounded=bounds is not None)
@@ -277,8 +279,7 @@ def _bounds(config: NamedRuleset, bounds: Bounds | None) -> Bounds | None:
     boxes = [entry.rule for entry in config.ruleset.layers if isinstance(entry.rule, ZBoxSpec)]
     if not boxes:
         return None
-    low = next((box.low for box in boxes if box.low is not None), None)
-    high = next((box.high for box in boxes if box.high is not None), None)
+    low, high = boxes[0].low, boxes[0].high  # they all have the same
     if bounds is None and (low is None or high is None):
         raise ConfigError(
             f"the z-box rule of {config.name} needs the range of the input: give bounds=(low, high), or low and high "

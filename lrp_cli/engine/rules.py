@@ -22,7 +22,7 @@ from lrp_cli.engine.books import BIAS, EPSILON
 from lrp_cli.engine.flow import Flow, Spared
 from lrp_cli.engine.masks import is_not_zero, per_unit
 from lrp_cli.engine.sharing import rely_on_ratios, share_by_sign, shared_out
-from lrp_cli.errors import EngineError
+from lrp_cli.errors import ConfigError
 
 
 class OutputUse(IntEnum):
@@ -336,8 +336,9 @@ class ZBox(Rule):
 
     def propagate(self, flow: Flow) -> Tensor:
         if flow.bounds is None:
-            raise EngineError(
-                "the z-box rule needs the bounds of its layer's input, and so is for the first layer only"
+            raise ConfigError(
+                f"{flow.account.layer}: the z-box rule needs to know between which values its layer's input lies, and "
+                "only the first layer's does; add 'first: true' to the entry"
             )
         layer, x, (low, high) = flow.map, flow.x, flow.bounds
         positive, negative = layer.transformed("positive"), layer.transformed("negative")

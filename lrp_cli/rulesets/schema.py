@@ -259,6 +259,16 @@ class Ruleset(_Spec):
         "propagates through them too (Achtibat et al. 2024)",
     )
 
+    @field_validator("layers")
+    @classmethod
+    def _one_box(cls, layers: tuple[LayerEntry, ...]) -> tuple[LayerEntry, ...]:
+        boxes = [entry.rule for entry in layers if isinstance(entry.rule, ZBoxSpec)]
+        if len({(box.low, box.high) for box in boxes}) > 1:
+            raise PydanticCustomError(
+                "one_box", "zbox entries give different low or high; they are those of the model's input, which is one"
+            )
+        return layers
+
     @field_validator("description")
     @classmethod
     def _one_line(cls, text: str) -> str:

@@ -550,6 +550,18 @@ def test_zbox_needs_bounds() -> None:
         Explainer(ready(OutOfOrder), "epsilon-gamma-box")
 
 
+def test_zbox_in_a_later_layer_is_refused_by_name() -> None:
+    deep = ruleset({"first": True, "rule": "zbox"}, {"last": True, "rule": "epsilon"}, {"rule": "zbox"})
+    with pytest.raises(ConfigError, match=r"middle: .*first: true"):
+        Explainer(ready(OutOfOrder), deep, bounds=(-3, 3)).explain(pictures())
+
+
+@pytest.mark.parametrize("config", [None, 3, {"layers": []}])
+def test_what_is_no_config_is_refused(config: Any) -> None:
+    with pytest.raises(UsageError, match="config is a preset's name"):
+        Explainer(ready(OutOfOrder), config)
+
+
 def test_zbox_bounds_by_channel_and_from_the_config() -> None:
     model, x = ready(OutOfOrder), pictures()
     low, high = [-3.0, -2.5, -2.6], [2.5, 3.0, 2.7]

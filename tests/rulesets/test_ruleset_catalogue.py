@@ -330,6 +330,19 @@ def test_alpha_minus_beta(alpha: float, beta: float, sum_: float, complaint: Com
     assert message.endswith(f"{alpha} - {beta} = {sum_}")
 
 
+@pytest.mark.parametrize(
+    ("second", "is_good"), [("low: 0, high: 1", True), ("low: 0, high: 2", False), ("high: 1", False)]
+)
+def test_all_boxes_are_one(second: str, is_good: bool, complaint: Complain) -> None:
+    rules = "{type: zbox, low: 0, high: 1}", f"{{type: zbox, {second}}}"
+    text = f"layers:\n  - name: a*\n    rule: {rules[0]}\n  - first: true\n    rule: {rules[1]}\n  - rule: epsilon\n"
+    if is_good:
+        assert Ruleset.model_validate(yaml.safe_load(text))
+    else:
+        message = complaint(text)
+        assert message.startswith("1: layers: zbox entries give different low or high")
+
+
 def test_a_key_named_like_its_rule_is_not_mistaken_for_it(complaint: Complain) -> None:
     # In pydantic's location "epsilon" stands twice, for the type of the rule and for its parameter.
     message = complaint("layers:\n  - rule:\n      epsilon: -1\n      type: epsilon\n      bias: no\n")
