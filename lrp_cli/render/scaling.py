@@ -14,6 +14,9 @@ from lrp_cli.errors import EngineError, UsageError
 
 FloatArray: TypeAlias = npt.NDArray[np.floating[Any]]
 
+QUICK = 11
+"""So many weights numpy correlates with several times as fast as with more."""
+
 PERCENTILE = 99.5
 """Percentile of ``|R|`` that gets the full colour: of a 224 x 224 picture, the 250 strongest pixels share it."""
 
@@ -139,7 +142,7 @@ def _nth_largest(values: FloatArray, n: int) -> np.floating[Any]:
 
 
 def _resized(values: FloatArray, size: tuple[int, int], how: Image.Resampling) -> FloatArray:
-    return np.asarray(Image.fromarray(values.astype(np.float32)).resize(size, how), dtype=values.dtype)
+    return np.array(Image.fromarray(values.astype(np.float32)).resize(size, how), dtype=values.dtype)
 
 
 def _blur(values: FloatArray, sigma: float) -> FloatArray:
@@ -161,5 +164,9 @@ def _add_along_rows(values: FloatArray, kernel: FloatArray) -> FloatArray:
     reach = len(kernel) // 2
     apart = np.zeros((height + 1, width + 2 * reach), values.dtype)
     apart[:-1, reach : reach + width] = values
-    sums: FloatArray = np.correlate(apart.ravel(), kernel)[: height * apart.shape[1]].reshape(height, -1)[:, :width]
-    return sums
+    flat, size = apart.ravel(), height * apart.shape[1]
+    sums = np.zeros(size, values.dtype)
+    for start in range(0, len(kernel), QUICK):
+        part = kernel[start : start + QUICK]
+        sums += np.correlate(flat[start : start + size + len(part) - 1], part)
+    return sums.reshape(height, -1)[:, :width]

@@ -54,6 +54,16 @@ def test_overlay_far_from_the_relevance_is_the_grey_photograph():
     np.testing.assert_array_equal(array(overlay(view, relevance))[60:, 60:, 0], np.asarray(view.convert("L"))[60:, 60:])
 
 
+@pytest.mark.parametrize("smoothing", [3, 8, 40])
+def test_a_wide_blur_on_the_overlay(smoothing):
+    relevance, view = np.zeros((224, 224)), Image.new("L", (224, 224), 128)
+    relevance[100:120, 100:120] = 1
+    coloured = (array(overlay(view, relevance, smoothing=smoothing)) != 128).any(axis=2)
+    assert coloured[105:115, 105:115].all()
+    assert coloured.sum() > (20 + smoothing) ** 2
+    assert not coloured[:, 0].any() or smoothing == 40
+
+
 def test_opposite_relevance_exchanges_red_and_blue():
     relevance, view = some_relevance((3, 224, 224)), some_view(224, 224)
     np.testing.assert_array_equal(array(heatmap(-relevance)), array(heatmap(relevance))[..., ::-1])
