@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain
-from threading import Semaphore
 from typing import TypeAlias
 
 import torch
@@ -63,8 +62,6 @@ class Pipeline:
         self._settings = settings
         self._loader = loader
         self._recorder = recorder
-        # Who decodes or draws holds a core: more threads than cores only take Python's lock from each other.
-        self._cores = Semaphore(usable_cores())
         self._turns = Turns(are_taken=self._network.takes_the_processor and _draws_on_all_cores(settings))
 
     def run(self, pictures: Iterable[Picture], sink: Sink, note: Callable[[str], None]) -> None:
@@ -113,8 +110,7 @@ class Pipeline:
 
     def _load(self, picture: Picture) -> Group:
         self._turns.wait()
-        with self._cores:
-            loaded = self._loader.load(picture)
+        loaded = self._loader.load(picture)
         if isinstance(loaded, Loaded):
             return Group(picture, loaded, ())
         return Group(picture, None, (loaded,))
@@ -178,8 +174,7 @@ class Pipeline:
         if not isinstance(result, Undrawn):
             return result
         try:
-            with self._cores:
-                return Drawn(result.record, draw(result.explained, result.record.outputs))
+            return Drawn(result.record, draw(result.explained, result.record.outputs))
         except MemoryError:
             return _failed(result.record, LrpError("out of memory while it was drawn"))
         except LrpError as error:

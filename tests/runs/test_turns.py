@@ -134,29 +134,6 @@ def test_more_cores_than_readers_are_not_left_idle(explain, diary: Diary, monkey
     assert {"draw", "view"} <= set(diary.beside)
 
 
-def test_no_more_is_read_and_drawn_at_once_than_there_are_cores(explain, monkeypatch: pytest.MonkeyPatch) -> None:
-    lock, now, most = threading.Lock(), set[int](), set[int]()
-
-    def counted(work: Callable[..., Any]) -> Callable[..., Any]:
-        def counting(*arguments: Any, **options: Any) -> Any:
-            with lock:
-                now.add(threading.get_ident())
-                most.add(len(now))
-            try:
-                time.sleep(0.01)  # whoever else may work begins
-                return work(*arguments, **options)
-            finally:
-                with lock:
-                    now.remove(threading.get_ident())
-
-        return counting
-
-    monkeypatch.setattr(pipeline, "draw", counted(outputs.draw))
-    monkeypatch.setattr(loading.Loader, "load", counted(loading.Loader.load))
-    assert explain(threads="1").code == 0  # without turns, so that pictures are read while others are drawn
-    assert max(most) == 2
-
-
 def test_several_targets_are_written_one_by_one(explain, diary: Diary, monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawn and not yet written, they would fill the memory."""
     monkeypatch.setattr(pipeline, "write_whole", diary.watch("write", pipeline.write_whole))
