@@ -154,7 +154,7 @@ class Explainer:
 
         Raises:
             UsageError: the target does not fit the model's output, or the input is no tensor.
-            ConfigError: the config has no rule for a layer.
+            ConfigError: the config has no rule for a layer, or the z-box rule for one whose inputs have no known range.
             EngineError: the model is in training mode or has an operation that no rule is known for, a value is not
                 finite, or the books do not balance.
         """
@@ -279,7 +279,8 @@ def _bounds(config: NamedRuleset, bounds: Bounds | None) -> Bounds | None:
     boxes = [entry.rule for entry in config.ruleset.layers if isinstance(entry.rule, ZBoxSpec)]
     if not boxes:
         return None
-    low, high = boxes[0].low, boxes[0].high  # they all have the same
+    low = next((box.low for box in boxes if box.low is not None), None)
+    high = next((box.high for box in boxes if box.high is not None), None)
     if bounds is None and (low is None or high is None):
         raise ConfigError(
             f"the z-box rule of {config.name} needs the range of the input: give bounds=(low, high), or low and high "

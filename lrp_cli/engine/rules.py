@@ -337,8 +337,8 @@ class ZBox(Rule):
     def propagate(self, flow: Flow) -> Tensor:
         if flow.bounds is None:
             raise ConfigError(
-                f"{flow.account.layer}: the z-box rule needs to know between which values its layer's input lies, and "
-                "only the first layer's does; add 'first: true' to the entry"
+                f"{flow.account.layer}: the z-box rule needs to know between which values its layer's input lies, as "
+                "it does where the model's input goes into the layer; give this layer another rule"
             )
         layer, x, (low, high) = flow.map, flow.x, flow.bounds
         positive, negative = layer.transformed("positive"), layer.transformed("negative")

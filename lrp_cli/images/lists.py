@@ -5,9 +5,10 @@ import io
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
-from lrp_cli.errors import UsageError, closest
+from lrp_cli.errors import UsageError
 
 LIST_SUFFIXES = (".txt", ".csv")
 PATH_COLUMNS = ("image", "path", "file", "filename", "picture")
@@ -50,7 +51,8 @@ def read_list(file: Path) -> list[Listed]:
     paths are relative to the folder of the list.
 
     Raises:
-        UsageError: the file cannot be read, or its header has no column of paths, or one that may be of targets.
+        UsageError: the file cannot be read, its header has no column of paths or one that may be of targets, or
+            a row has more cells than the header.
     """
     try:
         data = file.read_bytes()
@@ -75,11 +77,14 @@ def _read_csv(data: bytes, file: Path) -> list[Listed]:
     if place is None and target is not None:
         raise UsageError(f"{file}: none of its columns holds paths; call one of them 'image'")
     if place is not None and target is None:
-        near = [name for name in header if name not in PATH_COLUMNS and closest(name, TARGET_COLUMNS)]
+        near = [name for name in header if get_close_matches(name, TARGET_COLUMNS, cutoff=0.8)]
         if near:
             raise UsageError(f"{file}: if the column {near[0]!r} holds targets, call it 'target'; else leave it out")
     if place is not None:
         rows = rows[1:]
+        for row in rows:
+            if any(cell.strip() for cell in row[len(header) :]):
+                raise UsageError(f"{file}: more cells than columns for {row[place]!r}; put several targets in quotes")
     else:
         place, target = 0, 1
     return [Listed(Path(row[place]), _targets(row, target)) for row in rows if len(row) > place and row[place]]
@@ -87,7 +92,7 @@ def _read_csv(data: bytes, file: Path) -> list[Listed]:
 
 def _delimiter(text: str) -> str:
     """Return what separates cells: a comma, or what a header shows, as spreadsheets write where a comma is decimal."""
-    first = next((line for line in text.splitlines() if line.strip()), "")
+    first = next((line for line in text.splitlines() if any(map(str.isalnum, line))), "")
     headers = {mark: {_bare(cell) for cell in first.split(mark)} for mark in DELIMITERS}
     return next((mark for mark, names in headers.items() if len(names) > 1 and names & {*PATH_COLUMNS}), ",")
 

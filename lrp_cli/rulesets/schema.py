@@ -263,7 +263,9 @@ class Ruleset(_Spec):
     @classmethod
     def _one_box(cls, layers: tuple[LayerEntry, ...]) -> tuple[LayerEntry, ...]:
         boxes = [entry.rule for entry in layers if isinstance(entry.rule, ZBoxSpec)]
-        if len({(box.low, box.high) for box in boxes}) > 1:
+        ends = [[box.low for box in boxes], [box.high for box in boxes]]
+        # Left out, an end is what another entry says; 0 is [0, 0, 0].
+        if any(len({*filter(None, map(_shortest, end))}) > 1 for end in ends):
             raise PydanticCustomError(
                 "one_box", "zbox entries give different low or high; they are those of the model's input, which is one"
             )
@@ -275,6 +277,11 @@ class Ruleset(_Spec):
         if len(text.strip().splitlines()) > 1:
             raise PydanticCustomError("one_line", "must be one line")
         return text.strip()
+
+
+def _shortest(bounds: tuple[float, ...] | None) -> tuple[float, ...] | None:
+    """Return bounds that are all the same as a single one."""
+    return bounds[:1] if bounds is not None and len({*bounds}) == 1 else bounds
 
 
 RULE_SPECS: dict[str, type[_RuleSpec]] = {spec.model_fields["type"].default: spec for spec in get_args(RuleSpec)}

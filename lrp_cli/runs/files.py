@@ -67,7 +67,7 @@ def write_whole(path: Path, data: bytes, root: Path) -> FileInfo:
         LrpError: this one could not be written, or would lie outside ``root``.
     """
     try:
-        if _has_links(path.parent, root) and not path.parent.resolve().is_relative_to(root.resolve()):
+        if _may_be_outside(path.parent, root) and not path.parent.resolve().is_relative_to(root.resolve()):
             raise LrpError(f"{path} would lie outside {root}, by a link; remove the link or give another --out")
         try:
             _replace(path, data)
@@ -104,8 +104,10 @@ def sync(directory: Path) -> None:
             os.close(handle)
 
 
-def _has_links(folder: Path, root: Path) -> bool:
-    """Return whether a way from ``root`` to ``folder``, below it, may lead elsewhere."""
+def _may_be_outside(folder: Path, root: Path) -> bool:
+    """Return whether ``folder`` may lie elsewhere than below ``root``."""
+    if folder != root and root not in folder.parents:
+        return True
     way = takewhile(lambda place: place != root, (folder, *folder.parents))
     return any(place.name == ".." or place.is_symlink() for place in way)
 

@@ -552,7 +552,7 @@ def test_zbox_needs_bounds() -> None:
 
 def test_zbox_in_a_later_layer_is_refused_by_name() -> None:
     deep = ruleset({"first": True, "rule": "zbox"}, {"last": True, "rule": "epsilon"}, {"rule": "zbox"})
-    with pytest.raises(ConfigError, match=r"middle: .*first: true"):
+    with pytest.raises(ConfigError, match=r"middle: .*another rule"):
         Explainer(ready(OutOfOrder), deep, bounds=(-3, 3)).explain(pictures())
 
 

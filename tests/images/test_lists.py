@@ -80,7 +80,7 @@ def test_a_text_list_is_relative_to_its_folder(folder: Path) -> None:
         "image,target\na.jpg,cat\nb.png,1;dog\nc.JPG,\n",
         'Target,n,File\ncat,1,a.jpg\n1;dog,2,"b.png"\n,3,c.JPG\n\n',
         '"Target";n;"File"\ncat;1,5;a.jpg\n"1;dog";2;"b.png"\n;3;c.JPG\n',
-        "image\tlabel\na.jpg\tcat\nb.png\t1;dog\nc.JPG\t\n",
+        "\t\nimage\tlabel\na.jpg\tcat\nb.png\t1;dog\nc.JPG\t\n",
     ],
 )
 def test_a_csv_may_have_targets(folder: Path, text: str) -> None:
@@ -120,6 +120,7 @@ def test_a_csv_may_have_line_breaks_in_names(folder: Path) -> None:
         (b'"open', "unexpected end"),
         (b"target\nx\n", "call one of them 'image'"),
         (b"image,n,klass\na,1,x\n", "'klass' holds targets, call it 'target'"),
+        (b"image;target\na;cat;dog\n", "more cells than columns"),
     ],
 )
 def test_lists_that_cannot_be_read(tmp_path: Path, data: bytes, said: str) -> None:
@@ -169,3 +170,8 @@ def test_ten_thousand_files_are_found_and_named_quickly(tmp_path: Path) -> None:
     stems = output_stems(images, [])
     assert len({str(stem) for stem in stems.values()}) == 10_000
     assert time.process_time() - begun < 10
+
+
+def test_columns_that_are_neither_are_no_matter(folder: Path) -> None:
+    (folder / "list.csv").write_text("image,place,area,n\na.jpg,here,3,\n")
+    assert read_list(folder / "list.csv") == [Listed(folder / "a.jpg")]

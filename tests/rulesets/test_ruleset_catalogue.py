@@ -331,7 +331,8 @@ def test_alpha_minus_beta(alpha: float, beta: float, sum_: float, complaint: Com
 
 
 @pytest.mark.parametrize(
-    ("second", "is_good"), [("low: 0, high: 1", True), ("low: 0, high: 2", False), ("high: 1", False)]
+    ("second", "is_good"),
+    [("low: 0, high: 1", True), ("low: 0, high: 2", False), ("high: [1, 1, 1]", True), ("high: [1, 1, 2]", False)],
 )
 def test_all_boxes_are_one(second: str, is_good: bool, complaint: Complain) -> None:
     rules = "{type: zbox, low: 0, high: 1}", f"{{type: zbox, {second}}}"

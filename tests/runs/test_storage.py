@@ -55,8 +55,9 @@ def test_a_link_out_of_the_directory_is_not_followed(tmp_path: Path) -> None:
     with pytest.raises(LrpError, match="outside"):
         write_whole(tmp_path / "out/sub/x", b"", tmp_path / "out")
     assert list((tmp_path / "elsewhere").iterdir()) == []
-    with pytest.raises(LrpError, match="outside"):
-        write_whole(tmp_path / "out/../elsewhere/x", b"", tmp_path / "out")
+    for elsewhere in (tmp_path / "out/../elsewhere", tmp_path / "elsewhere"):
+        with pytest.raises(LrpError, match="outside"):
+            write_whole(elsewhere / "x", b"", tmp_path / "out")
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
