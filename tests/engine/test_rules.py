@@ -19,7 +19,7 @@ from lrp_cli.engine.linear_maps import Linear
 from lrp_cli.engine.propagation import Propagation
 from lrp_cli.engine.rules import LRP0, AlphaBeta, Epsilon, Flat, Gamma, OutputUse, Rule, WSquare, ZBox, ZPlus
 from lrp_cli.engine.weights import WeightCache
-from lrp_cli.errors import EngineError
+from lrp_cli.errors import ConfigError
 
 LOW, HIGH = -2.5, 3.0
 CLOSE = {"rtol": 1e-9, "atol": 1e-10}
@@ -378,10 +378,10 @@ def test_zbox_where_inputs_are_at_their_bounds(picture: str, weights: str) -> No
 def test_zbox_wants_bounds() -> None:
     layer = seeded(lambda: nn.Linear(4, 2))
     propagation = Propagation(layer, signed(1, 4), Only(ZBox()))
-    with pytest.raises(EngineError, match="bounds"):
+    with pytest.raises(ConfigError, match="between which values"):
         propagation.propagate(torch.ones(1, 2))
     two = nn.Sequential(seeded(lambda: nn.Linear(4, 4)), layer)
-    with pytest.raises(EngineError, match="first layer"):
+    with pytest.raises(ConfigError, match="another rule"):
         propagate(two, signed(1, 4), torch.ones(1, 2), ZBox())
 
 
