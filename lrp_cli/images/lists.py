@@ -67,12 +67,13 @@ def read_list(file: Path) -> list[Listed]:
 def _read_csv(data: bytes, file: Path) -> list[Listed]:
     text = os.fsdecode(data)
     try:
-        rows = _rows(text, _delimiter(text))
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text), strict=True)
+        rows = [row for row in reader if any(cell.strip() for cell in row)]
     except csv.Error as error:
         raise UsageError(f"cannot read the list {file}: {error}") from error
     if not rows:
         return []
-    header = [_bare(cell) for cell in rows[0]]
+    header = _names(rows[0])
     place, target = _find(header, PATH_COLUMNS), _find(header, TARGET_COLUMNS)
     if place is None and target is not None:
         raise UsageError(f"{file}: none of its columns holds paths; call one of them 'image'")
@@ -93,17 +94,12 @@ def _read_csv(data: bytes, file: Path) -> list[Listed]:
 def _delimiter(text: str) -> str:
     """Return what separates cells: a comma, or what a header shows, as spreadsheets write where a comma is decimal."""
     first = next((line for line in text.splitlines() if any(map(str.isalnum, line))), "")
-    headers = {mark: {_bare(cell) for cell in first.split(mark)} for mark in DELIMITERS}
-    return next((mark for mark, names in headers.items() if len(names) > 1 and names & {*PATH_COLUMNS}), ",")
+    headers = {mark: _names(next(csv.reader([first], delimiter=mark), [])) for mark in DELIMITERS}
+    return next((mark for mark, names in headers.items() if len(names) > 1 and {*names} & {*PATH_COLUMNS}), ",")
 
 
-def _rows(text: str, delimiter: str) -> list[list[str]]:
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    return [row for row in reader if any(cell.strip() for cell in row)]
-
-
-def _bare(cell: str) -> str:
-    return cell.strip().strip('"').strip().lower()
+def _names(header: Iterable[str]) -> list[str]:
+    return [cell.strip().lower() for cell in header]
 
 
 def _find(header: list[str], names: Iterable[str]) -> int | None:

@@ -106,10 +106,9 @@ def sync(directory: Path) -> None:
 
 def _may_be_outside(folder: Path, root: Path) -> bool:
     """Return whether ``folder`` may lie elsewhere than below ``root``."""
-    if folder != root and root not in folder.parents:
-        return True
-    way = takewhile(lambda place: place != root, (folder, *folder.parents))
-    return any(place.name == ".." or place.is_symlink() for place in way)
+    way = (folder, *folder.parents)
+    below = takewhile(lambda place: place != root, way)
+    return root not in way or any(place.name == ".." or place.is_symlink() for place in below)
 
 
 def _replace(path: Path, data: bytes) -> None:

@@ -61,7 +61,6 @@ def test_a_wide_blur_on_the_overlay(smoothing):
     coloured = (array(overlay(view, relevance, smoothing=smoothing)) != 128).any(axis=2)
     assert coloured[105:115, 105:115].all()
     assert coloured.sum() > (20 + smoothing) ** 2
-    assert not coloured[:, 0].any() or smoothing == 40
 
 
 def test_opposite_relevance_exchanges_red_and_blue():

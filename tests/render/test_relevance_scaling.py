@@ -106,8 +106,9 @@ def test_bad_limits_are_refused_in_one_line(options, more):
     assert "\n" not in str(caught.value)
 
 
-def test_smoothing_is_the_normalised_gaussian_of_the_neighbours():
-    values, sigma = np.random.default_rng(2).normal(size=(9, 7)), 1.3
+@pytest.mark.parametrize("sigma", [0.3, 1.3, 3.4, 7.9])  # of 3, 9, 23 and 49 weights, numpy being quick with 11
+def test_smoothing_is_the_normalised_gaussian_of_the_neighbours(sigma):
+    values = np.random.default_rng(2).normal(size=(9, 7))
     reach = int(np.ceil(3 * sigma))
     expected = np.zeros_like(values)
     for (y, x), _ in np.ndenumerate(values):
