@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from lrp_cli.engine.checkpoints import Checkpoints, hooks_in_force
-from lrp_cli.engine.naming import arguments, operation_name, writes_in_place
+from lrp_cli.engine.naming import arguments, operation_name, with_operands_in_place, writes_in_place
 from lrp_cli.engine.operations.activations import rectify_in_place
 from lrp_cli.engine.operations.registry import (
     HANDLERS,
@@ -82,6 +82,8 @@ class Interception(TorchFunctionMode):
         return found
 
     def _intercept(self, name: str, func: Any, args: Any, kwargs: Any) -> Any:
+        if kwargs and name in HANDLERS and name != "where":  # whose first operand is its second argument
+            args, kwargs = with_operands_in_place(args, kwargs)
         if name in QUESTIONS and args and isinstance(args[0], Tensor):
             return func(self._resolve(args[0]), *args[1:], **kwargs)
         carriers: list[Tensor] = []

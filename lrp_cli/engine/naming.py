@@ -23,10 +23,24 @@ _SPELLINGS = {
     "moveaxis": "movedim",
 }
 
+_OPERANDS = (("input",), ("other", "mat1", "batch1", "mat2", "exponent"), ("mat2", "batch2"))
+"""What torch calls the first, the second and the third operand."""
+
 
 def arguments(names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of a call by name, given the names of those that were passed by position."""
     return dict(zip(names, args, strict=False)) | dict(kwargs)
+
+
+def with_operands_in_place(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of a call with the operands passed by position: ``torch.mul(x, other=y)`` is ``(x, y)``."""
+    rest = dict(kwargs)
+    for place, names in enumerate(_OPERANDS):
+        given = [name for name in names if name in rest]
+        if len(args) != place or not given:
+            continue
+        args += (rest.pop(given[0]),)
+    return args, rest
 
 
 @cache

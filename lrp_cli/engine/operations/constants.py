@@ -90,8 +90,9 @@ def join(run: Run, function: Any, args: Any, kwargs: Any) -> Any:
 
 def where(run: Run, function: Any, args: Any, kwargs: Any) -> Any:
     """``torch.where(condition, a, b)``."""
-    condition, a, b = args if args[0].dtype == torch.bool else (args[1], args[0], args[2])  # x.where(condition, b)
-    shape = _broadcast(*args)
+    given = [*args, *(kwargs[name] for name in ("condition", "input", "other") if name in kwargs)]
+    condition, a, b = given if given[0].dtype == torch.bool else (given[1], given[0], given[2])  # x.where(condition, b)
+    shape = _broadcast(*given)
     like = (a if run.carries(a) else b).expand(shape)
     return torch.where(condition, *(t if run.carries(t) else run.constant(t, like) for t in (a, b)))
 
