@@ -52,7 +52,7 @@ def read_list(file: Path) -> list[Listed]:
 
     Raises:
         UsageError: the file cannot be read, its header has no column of paths or one that may be of targets, or
-            a row has more cells than the header.
+            a row has no path, or more cells than there are columns (two without a header).
     """
     try:
         data = file.read_bytes()
@@ -81,14 +81,20 @@ def _read_csv(data: bytes, file: Path) -> list[Listed]:
         near = [name for name in header if get_close_matches(name, TARGET_COLUMNS, cutoff=0.8)]
         if near:
             raise UsageError(f"{file}: if the column {near[0]!r} holds targets, call it 'target'; else leave it out")
+    columns = len(header)
     if place is not None:
         rows = rows[1:]
-        for row in rows:
-            if any(cell.strip() for cell in row[len(header) :]):
-                raise UsageError(f"{file}: more cells than columns for {row[place]!r}; put several targets in quotes")
     else:
-        place, target = 0, 1
-    return [Listed(Path(row[place]), _targets(row, target)) for row in rows if len(row) > place and row[place]]
+        place, target, columns = 0, 1, 2
+    for row in rows:
+        if len(row) <= place or not row[place]:
+            raise UsageError(f"{file}: there is no path in the row {','.join(row)!r}")
+        if any(cell.strip() for cell in row[columns:]):
+            raise UsageError(
+                f"{file}: more cells than columns for {row[place]!r}; several targets are separated by ';' (in quotes "
+                "where that separates cells), and columns that are neither paths nor targets need a header"
+            )
+    return [Listed(Path(row[place]), _targets(row, target)) for row in rows]
 
 
 def _delimiter(text: str) -> str:

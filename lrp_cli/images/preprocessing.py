@@ -97,11 +97,11 @@ class Preprocessing:
         """
         rgb = image if image.mode == "RGB" else image.convert("RGB")
         placement = self.placement(rgb.size)
-        if self.fit == "crop" and _area(self._resized(rgb.size)) <= LARGEST_VIEW:
-            return self._as_torchvision(rgb, placement)
         if _area(placement.input) > LARGEST_VIEW:
             width, height = placement.input
             raise ImageError(f"would be enlarged to {width} x {height} pixels, which is too large")
+        if self.fit == "crop" and _area(self._resized(rgb.size)) <= LARGEST_VIEW:
+            return self._as_torchvision(rgb, placement)
         return _placed(rgb, placement, self.interpolation, self._margin())
 
     def placement(self, size: tuple[int, int], orientation: int = 1) -> Placement:

@@ -121,6 +121,9 @@ def test_a_csv_may_have_line_breaks_in_names(folder: Path) -> None:
         (b"target\nx\n", "call one of them 'image'"),
         (b"image,n,klass\na,1,x\n", "'klass' holds targets, call it 'target'"),
         (b"image;target\na;cat;dog\n", "more cells than columns"),
+        (b"a.jpg,281,282\n", "more cells than columns for 'a.jpg'"),
+        (b"a.jpg,1\n,281\n", "no path in the row ',281'"),
+        (b"target,image\n281\n", "no path in the row '281'"),
     ],
 )
 def test_lists_that_cannot_be_read(tmp_path: Path, data: bytes, said: str) -> None:

@@ -127,6 +127,9 @@ def test_extreme_proportions_are_quick_and_small(size: tuple[int, int], fit: str
 def test_what_would_be_too_large_is_refused() -> None:
     with pytest.raises(ImageError, match="too large"):
         Preprocessing(256, None).view(Image.new("RGB", (100_000, 2)))
+    for crop in (10_000, 20_000):
+        with pytest.raises(ImageError, match="too large"):
+            Preprocessing(256, crop).view(Image.new("RGB", (300, 200)))
 
 
 def test_the_long_way_and_the_short_way_agree(monkeypatch: pytest.MonkeyPatch) -> None:
