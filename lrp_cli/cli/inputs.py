@@ -52,7 +52,8 @@ def find(named: Named, out: Path, progress: Progress, report: Report) -> list[Pi
         if named.paths or named.stdin0 or named.lists:
             raise UsageError("--image-stdin is one picture; it goes with no others")
         path = Path(Path(named.image_name).name or "stdin")
-        others = {name: source for name, source in _Outputs(out).names.items() if Path(source) != path.absolute()}
+        names = _Outputs(out).names.items()
+        others = {name: source for name, source in names if source is not None and Path(source) != path.absolute()}
         return [Picture(path, output_stems([path], (), others)[path], data=_read_image())]
     outputs = _Outputs(out)
     found = _found(named, outputs)
@@ -101,20 +102,20 @@ class _Outputs:
     """What earlier runs have written into a directory.
 
     Attributes:
-        names: what names of outputs begin with -> absolute path of the picture, as recorded one after the other.
+        names: what names of outputs begin with -> absolute path of the picture, or None where it came from standard
+            input; as recorded one after the other.
     """
 
     def __init__(self, out: Path) -> None:
         root = out.resolve()
         self._files: set[Path] = set()
-        self.names: dict[str, str] = {}
+        self.names: dict[str, str | None] = {}
         for line, _ in read_lines(out) if out.is_dir() else ():
             if line is None:
                 continue
             self._files |= {root / file.path for file in line.files.values()}
             self.names.pop(line.name, None)
-            if line.source is not None:
-                self.names[line.name] = line.source
+            self.names[line.name] = line.source
 
     def __contains__(self, path: Path) -> bool:
         """Say whether a file is an output: a search of folders is not to find it."""

@@ -25,7 +25,7 @@ class Score(NamedTuple):
 
 
 def output_stems(
-    pictures: Sequence[Path], folders: Sequence[Path] = (), recorded: Mapping[str, str] | None = None
+    pictures: Sequence[Path], folders: Sequence[Path] = (), recorded: Mapping[str, str | None] | None = None
 ) -> dict[Path, PurePath]:
     """Return, for each picture, the path that its outputs' names begin with, relative to the output directory.
 
@@ -37,7 +37,8 @@ def output_stems(
     Args:
         pictures: paths of pictures.
         folders: where they were searched for.
-        recorded: names of results -> absolute path of their picture, in the order in which they were recorded.
+        recorded: names of results -> absolute path of their picture, in the order in which they were recorded; None for
+            one that came without, from standard input, whose name no file gets.
     """
     roots = [Path(os.path.abspath(folder)) for folder in folders]  # noqa: PTH100 (resolve would follow links)
     names = {name: path for name, path in (recorded or {}).items() if _is_a_stem(name)}  # a manifest may lie
@@ -45,7 +46,7 @@ def output_stems(
     found = {picture: latest.get(os.path.abspath(picture)) for picture in pictures}  # noqa: PTH100
     kept = {picture: name for picture, name in found.items() if name and _is_named_after(name, picture)}
     own = set(kept.values())
-    taken = {name.casefold() for name, path in names.items() if name in own or os.path.lexists(path)}
+    taken = {name.casefold() for name, path in names.items() if name in own or path is None or os.path.lexists(path)}
     parts = {picture: _parts(picture, roots) for picture in pictures if picture not in kept}
     length = {picture: count for picture, (_, count) in parts.items()}
     whole = {picture: str(_stem(all_parts)).casefold() for picture, (all_parts, _) in parts.items()}

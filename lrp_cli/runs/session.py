@@ -1,8 +1,10 @@
 """One run into one output directory: locked, resumed, recorded."""
 
-from collections.abc import Callable, Iterable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+from lrp_cli.errors import UsageError
 from lrp_cli.explainer import Explainer
 from lrp_cli.models import LoadedModel
 from lrp_cli.runs.explaining import Loaded
@@ -34,11 +36,11 @@ class Session:
         """Raise a UsageError where a target names no class."""
         self._loader([])
 
-    def run(self, pictures: Iterable[Picture], sink: Sink, note: Note) -> None:
+    def run(self, pictures: Sequence[Picture], sink: Sink, note: Note) -> None:
         """Explain what is not recorded yet; see :meth:`Pipeline.run`.
 
         Raises:
-            UsageError: the directory cannot be written into, or another run does.
+            UsageError: the directory cannot be written into, another run does, or has meanwhile taken a picture's name.
             LrpError: what ended the run.
         """
         directory = self._settings.directory
@@ -47,6 +49,7 @@ class Session:
             remove_leftovers(directory)
             with Manifest(directory) as manifest:
                 earlier = _readable(directory, note)
+                _check_names(pictures, earlier)
                 recorder = Recorder(manifest, self._provenance, self._resume(earlier), earlier, directory)
                 pipeline = Pipeline(self._model, self._explainer, self._settings, self._loader(earlier), recorder)
                 pipeline.run(pictures, sink, note)
@@ -63,6 +66,22 @@ class Session:
 
     def _resume(self, earlier: Iterable[Line]) -> Resume:
         return Resume(earlier, self._settings.directory, self._settings.kinds)
+
+
+def _check_names(pictures: Iterable[Picture], earlier: Iterable[Line]) -> None:
+    """Raise where a name belongs to another picture: names are given before the directory is locked."""
+    sources = {line.name: line.source for line in earlier}
+    for picture in pictures:
+        name = picture.stem.as_posix()
+        if name in sources and _is_of_another(picture, sources[name]):
+            raise UsageError(f"another run has just used the name {name} for another picture; run this one again")
+
+
+def _is_of_another(picture: Picture, source: str | None) -> bool:
+    """Whether results with a picture's name are those of another: one that is still there, or of standard input."""
+    if source is None:
+        return picture.data is None
+    return source != os.path.abspath(picture.path) and os.path.lexists(source)  # noqa: PTH100
 
 
 def _readable(directory: Path, note: Note) -> list[Line]:

@@ -56,6 +56,19 @@ def test_a_picture_on_standard_input(lrp, tmp_path: Path) -> None:
         assert overlay.size == cat.size
 
 
+def test_a_file_does_not_take_the_name_of_a_picture_on_standard_input(lrp, tmp_path: Path) -> None:
+    piped = lrp.explain("--image-stdin", "--name", CAT.name, "-o", tmp_path, "--json", stdin=CAT.read_bytes())
+    (mirrored := tmp_path / "mirrored").mkdir()
+    with Image.open(CAT) as cat:
+        cat.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(mirrored / CAT.name)
+    named = lrp.explain(mirrored / CAT.name, "-o", tmp_path, "--json")
+    again = lrp.explain("--image-stdin", "--name", CAT.name, "-o", tmp_path, "--json", stdin=CAT.read_bytes())
+    assert (piped.code, named.code, again.code) == (0, 0, 0)
+    assert all(Path(path).exists() for path in piped.records[0]["outputs"].values())
+    assert again.records[0]["skipped"]
+    assert Path(named.records[0]["outputs"]["npy"]).parent == mirrored
+
+
 @pytest.mark.parametrize("data", [b"", b"no picture", CAT.read_bytes()[:500]])
 def test_a_bad_picture_on_standard_input(lrp, tmp_path: Path, data: bytes) -> None:
     result = lrp.explain("--image-stdin", "-o", tmp_path, "--json", stdin=data)

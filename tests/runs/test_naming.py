@@ -50,6 +50,7 @@ def test_another_picture_does_not_take_the_name_of_one_that_is_there(tmp_path: P
     a.touch()
     assert stems(str(b), recorded={"cat.jpg": str(a)}) == ["b/cat.jpg"]
     assert stems(str(b), recorded={"CAT.jpg": str(a)}) == ["b/cat.jpg"]
+    assert stems(str(b), recorded={"cat.jpg": None}) == ["b/cat.jpg"]  # of standard input
 
 
 @pytest.mark.parametrize(

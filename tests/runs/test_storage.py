@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import pytest
@@ -216,6 +216,30 @@ def test_the_lock_refuses_a_second_holder_and_is_let_go(tmp_path: Path) -> None:
         pass
     with locked(tmp_path):
         pass
+
+
+def test_a_name_that_another_run_has_taken_meanwhile(tmp_path: Path) -> None:
+    from lrp_cli.errors import UsageError
+    from lrp_cli.runs.manifest import Line
+    from lrp_cli.runs.pictures import Picture
+    from lrp_cli.runs.session import _check_names
+
+    a, b = (tmp_path / folder / "cat.jpg" for folder in "ab")
+    lines = [
+        Line(status="done", name="cat.jpg", image="x", source=str(source), settings="") for source in ("/gone.jpg", a)
+    ]
+    _check_names([Picture(a, PurePath("cat.jpg")), Picture(b, PurePath("b/cat.jpg"))], lines)
+    _check_names([Picture(b, PurePath("cat.jpg"))], lines)  # the other one is not there
+    a.parent.mkdir()
+    a.touch()
+    _check_names([Picture(a, PurePath("cat.jpg")), Picture(b, PurePath("b/cat.jpg"))], lines)
+    for picture in (Picture(b, PurePath("cat.jpg")), Picture(Path("cat.jpg"), PurePath("cat.jpg"), data=b"x")):
+        with pytest.raises(UsageError, match="run this one again"):
+            _check_names([picture], lines)
+    piped = [Line(status="done", name="stdin", image="stdin", settings="")]
+    _check_names([Picture(Path("stdin"), PurePath("stdin"), data=b"x")], piped)
+    with pytest.raises(UsageError, match="run this one again"):
+        _check_names([Picture(a, PurePath("stdin"))], piped)
 
 
 def test_the_names_of_temporary_files_are_what_is_removed(tmp_path: Path) -> None:
