@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lrp_cli.cli import options
-from lrp_cli.cli.parsing import parse_preprocessing, parse_threads
+from lrp_cli.cli.parsing import load_config, parse_preprocessing, parse_threads
 from lrp_cli.errors import LrpError, UsageError, is_out_of_memory, model_failure
 
 if TYPE_CHECKING:
@@ -38,11 +38,11 @@ def inspect(
     mean: options.Mean = None,
     std: options.Std = None,
     interpolation: options.HowToResize = None,
-    random_seed: Annotated[int, typer.Option("--random-seed", help="For random weights and pixels.")] = 0,
+    random_seed: Annotated[
+        int, typer.Option("--random-seed", min=0, max=2**63 - 1, help="For random weights and pixels.")
+    ] = 0,
     dtype: options.DType = options.Precision.FLOAT32,
-    on_unknown: Annotated[
-        str, typer.Option("--on-unknown", metavar="error|gradient", help="As for 'lrp explain'.")
-    ] = "error",
+    on_unknown: options.Unknown = options.OnUnknown.ERROR,
     threads: options.Threads = None,
     everything: Annotated[
         bool, typer.Option("--all", help="Show shape operations and sums, too, which only pass relevance on.")
@@ -57,6 +57,7 @@ def inspect(
     """
     changes = parse_preprocessing(fit, resize, crop, mean, std, interpolation)
     thread_count = parse_threads(threads)
+    ruleset = load_config(config)
 
     from lrp_cli.explainer import Explainer
     from lrp_cli.inspection import inspect as inspect_sample
@@ -70,7 +71,11 @@ def inspect(
     products = use_precision(loaded.network, dtype.value)
     x = x.double() if dtype is options.Precision.FLOAT64 else x
     explainer = Explainer(
-        loaded.network, config, bounds=loaded.preprocessing.bounds, on_unknown=on_unknown, products=products
+        loaded.network,
+        ruleset,
+        bounds=loaded.preprocessing.bounds,
+        on_unknown=on_unknown.value,
+        products=products,
     )
     try:
         inspection = inspect_sample(explainer, x, index)

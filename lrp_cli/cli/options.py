@@ -91,7 +91,10 @@ Stdin0: TypeAlias = Annotated[
 ImageStdin: TypeAlias = Annotated[bool, typer.Option("--image-stdin", help="Read a picture from standard input.")]
 Name: TypeAlias = Annotated[str, typer.Option("--name", help="What to call the picture of --image-stdin.")]
 Model: TypeAlias = Annotated[
-    str, typer.Option("--model", "-m", help="Any classification model of torchvision, by name ('lrp models').")
+    str,
+    typer.Option(
+        "--model", "-m", help="The default one, or torchvision's, by name ('lrp models'); timm:NAME; FILE.py:FUNCTION."
+    ),
 ]
 Weights: TypeAlias = Annotated[
     str | None,
@@ -104,10 +107,10 @@ Weights: TypeAlias = Annotated[
     ),
 ]
 Labels: TypeAlias = Annotated[
-    Path | None, typer.Option("--labels", metavar="FILE", help="Class names for --weights FILE: text or JSON.")
+    Path | None, typer.Option("--labels", metavar="FILE", help="Names of the model's classes: text or JSON.")
 ]
 RandomSeed: TypeAlias = Annotated[
-    int, typer.Option("--random-seed", help="Which random numbers --weights random takes.")
+    int, typer.Option("--random-seed", min=0, max=2**63 - 1, help="Which random numbers --weights random takes.")
 ]
 Config: TypeAlias = Annotated[
     str,
@@ -207,7 +210,7 @@ DType: TypeAlias = Annotated[
 ]
 Device: TypeAlias = Annotated[
     str,
-    typer.Option("--device", help="Where the network runs: cpu, cuda, cuda:1, mps, or auto."),
+    typer.Option("--device", help="Where the network runs: cpu, cuda, cuda:1, or auto."),
 ]
 Threads: TypeAlias = Annotated[
     str | None,

@@ -16,8 +16,8 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        torch.empty(1, dtype=torch.float64, device=device)  # for the books; Apple's MPS has none
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(f"device {name!r} is not available here ({reason}); give cpu, or auto") from error
     return device

@@ -39,7 +39,11 @@ class File(BaseModel):
         if path.is_absolute() or ".." in path.parts or "\0" in self.path or not path.name:
             return None
         whole = directory / path
-        return whole if whole.resolve().is_relative_to(directory.resolve()) else None
+        try:
+            is_inside = whole.resolve().is_relative_to(directory.resolve())
+        except (OSError, RuntimeError, ValueError):  # a link to itself (before Python 3.13), or no file's name
+            return None
+        return whole if is_inside else None
 
 
 class Input(BaseModel):

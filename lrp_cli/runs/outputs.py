@@ -12,9 +12,6 @@ from lrp_cli import render
 from lrp_cli.images.mapping import Mapping
 from lrp_cli.runs.whole import shaded, shaded_heatmap, spread
 
-KINDS = ("overlay", "heatmap", "panel", "npy")
-DEFAULT_KINDS = ("overlay", "npy")
-
 
 @dataclass(frozen=True)
 class Explained:

@@ -98,6 +98,16 @@ def test_a_manifest_cannot_point_outside(lrp, out: Path, path: str) -> None:
         _ = lrp_cli.load_run(out).records[0].relevance
 
 
+def test_an_output_that_became_a_link_to_itself(lrp, out: Path) -> None:
+    array = next(out.glob("*.npy"))
+    array.unlink()
+    array.symlink_to(array.name)
+    result = lrp("verify", out)
+    assert result.code == 1
+    assert array.name in result.out
+    assert "unexpected" not in result.err
+
+
 def test_without_a_manifest_it_is_wrong_usage(lrp, tmp_path: Path) -> None:
     assert lrp("verify", tmp_path).code == 2
     assert lrp("verify", tmp_path / "nope").code == 2
