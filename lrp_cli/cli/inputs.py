@@ -11,7 +11,7 @@ from lrp_cli.errors import UsageError
 from lrp_cli.images import Found, find_images
 from lrp_cli.images.lists import LIST_SUFFIXES, Listed, read_list, split_paths
 from lrp_cli.runs.manifest import read_lines
-from lrp_cli.runs.naming import output_stems
+from lrp_cli.runs.naming import is_named_as_output, output_stems
 from lrp_cli.runs.pictures import Picture
 from lrp_cli.runs.records import Failure
 
@@ -107,7 +107,7 @@ class _Outputs:
     """
 
     def __init__(self, out: Path) -> None:
-        root = out.resolve()
+        self._root = root = out.resolve()
         self._files: set[Path] = set()
         self.names: dict[str, str | None] = {}
         for line, _ in read_lines(out) if out.is_dir() else ():
@@ -118,8 +118,15 @@ class _Outputs:
             self.names[line.name] = line.source
 
     def __contains__(self, path: Path) -> bool:
-        """Say whether a file is an output: a search of folders is not to find it."""
-        return bool(self._files) and path.parent.resolve() / path.name in self._files
+        """Say whether a file is an output: a search of folders is not to find it.
+
+        A run that was killed has outputs that its manifest does not name.
+        """
+        looks_so = is_named_as_output(path)
+        if not looks_so and not self._files:
+            return False
+        place = path.parent.resolve() / path.name
+        return place in self._files or (looks_so and place.is_relative_to(self._root))
 
 
 def _read_image() -> bytes:

@@ -120,11 +120,19 @@ class Manifest:
                 raise failed_to_write(self.path, error) from error
 
     def close(self) -> None:
-        """Have it written to the disk; whoever still appends gets an error."""
+        """Have it written to the disk; whoever still appends gets an error.
+
+        Raises:
+            LrpError: it cannot be written.
+        """
         with self._lock:
             handle, self._handle = self._handle, -1
-            os.fsync(handle)
-            os.close(handle)
+            try:
+                os.fsync(handle)
+            except OSError as error:
+                raise failed_to_write(self.path, error) from error
+            finally:
+                os.close(handle)
         sync(self.path.parent)
 
     def __enter__(self) -> Self:

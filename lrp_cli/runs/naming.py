@@ -152,5 +152,10 @@ def output_path(directory: Path, stem: PurePath, score: Score, labels: Sequence[
     return directory / stem.with_name(f"{stem.name}.{name}.{ending}")
 
 
+def is_named_as_output(picture: Path) -> bool:
+    """Whether a picture is called as :func:`output_path` calls those that it is the path of."""
+    return re.search(r"\.\d+(_[^.]*)?\.(overlay|heatmap|panel)\.png$", picture.name) is not None
+
+
 def _class(index: int, labels: Sequence[str]) -> str:
     return "_".join(filter(None, [str(index), slug(labels[index])]))

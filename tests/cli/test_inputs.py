@@ -88,6 +88,18 @@ def test_a_name_from_a_stranger_stays_in_the_directory(lrp, tmp_path: Path, name
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_dir()) == ["deep", "out"]
 
 
+def test_outputs_that_a_killed_run_has_not_recorded_are_no_pictures(lrp, folder: Path) -> None:
+    out = folder / "out"
+    first = lrp.explain(folder, "-r", "-o", out, "--json", "--save", "overlay,heatmap,panel")
+    assert first.code == 0
+    assert len([*out.rglob("*.png")]) == 3 * len(first.records)
+    (out / "manifest.jsonl").unlink()
+    again = lrp.explain(folder, "-r", "-o", out, "--json")
+    assert [record["image"] for record in again.records] == [record["image"] for record in first.records]
+    elsewhere = lrp.explain(out, "-r", "-o", folder / "other", "--json", "--dry-run")
+    assert len(elsewhere.records) == 3 * len(first.records)
+
+
 def test_a_csv_with_a_target_for_each_picture(lrp, folder: Path, tmp_path: Path) -> None:
     (folder / "list.csv").write_text("image,target\nc.png,tench;5\na b.png,\n-dash.png,no such thing\n")
     result = lrp.explain("--list", folder / "list.csv", "-o", tmp_path / "out", "--json", "-t", "7")
