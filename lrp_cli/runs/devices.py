@@ -18,7 +18,7 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, dtype=torch.float64, device=device)  # for the books; Apple's MPS has none
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0].split(". ")[0]  # then torch lists the devices of an operation
         raise UsageError(f"device {name!r} is not available here ({reason}); give cpu, or auto") from error
     return device
 

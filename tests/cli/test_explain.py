@@ -150,6 +150,7 @@ def test_broken_pictures_are_named_and_the_others_done(lrp, tmp_path: Path) -> N
         ([CAT, "--target", "1000"], 2, "out of range"),
         ([CAT, "--mean", "a,b"], 2, "three numbers"),
         ([CAT, "--device", "warp"], 2, "not available"),
+        ([CAT, "--device", "mps"], 2, "not available"),
         ([CAT, "--fit", "stretch"], 2, "stretch"),
         ([CAT, "--seed", "two"], 2, "two"),
         ([CAT, "--image-stdin"], 2, "goes with no others"),
