@@ -23,7 +23,7 @@ _SPELLINGS = {
     "moveaxis": "movedim",
 }
 
-_OPERANDS = (("input",), ("other", "mat1", "batch1", "mat2", "exponent"), ("mat2", "batch2"))
+_OPERANDS = (("input",), ("other", "mat1", "mat2", "exponent"), ("mat2",))
 """What torch calls the first, the second and the third operand."""
 
 
@@ -36,10 +36,9 @@ def with_operands_in_place(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> 
     """Return the arguments of a call with the operands passed by position: ``torch.mul(x, other=y)`` is ``(x, y)``."""
     rest = dict(kwargs)
     for place, names in enumerate(_OPERANDS):
-        given = [name for name in names if name in rest]
-        if len(args) != place or not given:
-            continue
-        args += (rest.pop(given[0]),)
+        given = next((name for name in names if name in rest), None)
+        if given is not None and len(args) == place:
+            args += (rest.pop(given),)
     return args, rest
 
 

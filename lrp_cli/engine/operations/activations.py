@@ -25,8 +25,7 @@ RELU = Activation(torch.relu, rectifies=True, is_relu=True, keeps_signs=True)
 
 def rectify(run: Run, function: Any, args: Any, kwargs: Any) -> Any:
     """``relu``: one with the layer that feeds it, else plain autograd."""
-    x = args[0] if args else kwargs["input"]
-    y = _behind_layer(run, x, RELU)
+    y = _behind_layer(run, args[0], RELU)
     return function(*args, **kwargs) if y is None else y
 
 
