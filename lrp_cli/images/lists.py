@@ -92,7 +92,7 @@ def _read_csv(data: bytes, file: Path) -> list[Listed]:
         if any(cell.strip() for cell in row[columns:]):
             raise UsageError(
                 f"{file}: more cells than columns for {row[place]!r}; several targets are separated by ';' (in quotes "
-                "where that separates cells), and columns that are neither paths nor targets need a header"
+                "where that separates cells); for other columns, give a header that calls the one of paths 'image'"
             )
     return [Listed(Path(row[place]), _targets(row, target)) for row in rows]
 

@@ -41,8 +41,8 @@ class File(BaseModel):
         whole = directory / path
         try:
             is_inside = whole.resolve().is_relative_to(directory.resolve())
-        except (OSError, RuntimeError, ValueError):  # a link to itself (before Python 3.13), or no file's name
-            return None
+        except (RuntimeError, ValueError):  # a link to itself, before Python 3.13, or what no file can be called
+            return whole  # where there is nothing to be read
         return whole if is_inside else None
 
 

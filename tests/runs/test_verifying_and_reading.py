@@ -102,10 +102,14 @@ def test_an_output_that_became_a_link_to_itself(lrp, out: Path) -> None:
     array = next(out.glob("*.npy"))
     array.unlink()
     array.symlink_to(array.name)
-    result = lrp("verify", out)
-    assert result.code == 1
-    assert array.name in result.out
-    assert "unexpected" not in result.err
+    assert ("missing", array.name) in problems(lrp, out)
+    with pytest.raises(LrpError, match="cannot read"):
+        _ = [record.relevance for record in lrp_cli.load_run(out).records]
+
+
+def test_an_output_whose_name_no_file_can_have(lrp, out: Path) -> None:
+    edit(out, 0, files={"npy": {"path": "\ud800.npy", "bytes": 1, "sha256": "0"}})
+    assert ("missing", "\ud800.npy") in problems(lrp, out)
 
 
 def test_without_a_manifest_it_is_wrong_usage(lrp, tmp_path: Path) -> None:
