@@ -1,5 +1,6 @@
 """Which pictures the user named, wherever they were named."""
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from lrp_cli.cli.report import Report
 from lrp_cli.errors import UsageError
 from lrp_cli.images import Found, find_images
 from lrp_cli.images.lists import LIST_SUFFIXES, Listed, read_list, split_paths
-from lrp_cli.runs.manifest import read_lines
+from lrp_cli.runs.manifest import MANIFEST, read_lines
 from lrp_cli.runs.naming import is_named_as_output, output_stems
 from lrp_cli.runs.pictures import Picture
 from lrp_cli.runs.records import Failure
@@ -52,9 +53,8 @@ def find(named: Named, out: Path, progress: Progress, report: Report) -> list[Pi
         if named.paths or named.stdin0 or named.lists:
             raise UsageError("--image-stdin is one picture; it goes with no others")
         path = Path(Path(named.image_name).name or "stdin")
-        names = _Outputs(out).names.items()
-        others = {name: source for name, source in names if source is not None and Path(source) != path.absolute()}
-        return [Picture(path, output_stems([path], (), others)[path], data=_read_image())]
+        of_files = {name: None for name, source in _Outputs(out).names.items() if source and os.path.lexists(source)}
+        return [Picture(path, output_stems([path], (), of_files)[path], data=_read_image())]
     outputs = _Outputs(out)
     found = _found(named, outputs)
     for path, reason in found.missing:
@@ -108,6 +108,7 @@ class _Outputs:
 
     def __init__(self, out: Path) -> None:
         self._root = root = out.resolve()
+        self._was_used = (out / MANIFEST).exists()
         self._files: set[Path] = set()
         self.names: dict[str, str | None] = {}
         for line, _ in read_lines(out) if out.is_dir() else ():
@@ -122,11 +123,10 @@ class _Outputs:
 
         A run that was killed has outputs that its manifest does not name.
         """
-        looks_so = is_named_as_output(path)
-        if not looks_so and not self._files:
+        if not self._was_used:
             return False
         place = path.parent.resolve() / path.name
-        return place in self._files or (looks_so and place.is_relative_to(self._root))
+        return place in self._files or (place.is_relative_to(self._root) and is_named_as_output(path.name))
 
 
 def _read_image() -> bytes:

@@ -37,8 +37,8 @@ def output_stems(
     Args:
         pictures: paths of pictures.
         folders: where they were searched for.
-        recorded: names of results -> absolute path of their picture, in the order in which they were recorded; None for
-            one that came without, from standard input, whose name no file gets.
+        recorded: names of results -> absolute path of their picture, in the order in which they were recorded; None
+            where no picture is to get that name: files and standard input do not take each other's.
     """
     roots = [Path(os.path.abspath(folder)) for folder in folders]  # noqa: PTH100 (resolve would follow links)
     names = {name: path for name, path in (recorded or {}).items() if _is_a_stem(name)}  # a manifest may lie
@@ -152,9 +152,12 @@ def output_path(directory: Path, stem: PurePath, score: Score, labels: Sequence[
     return directory / stem.with_name(f"{stem.name}.{name}.{ending}")
 
 
-def is_named_as_output(picture: Path) -> bool:
-    """Whether a picture is called as :func:`output_path` calls those that it is the path of."""
-    return re.search(r"\.\d+(_[^.]*)?\.(overlay|heatmap|panel)\.png$", picture.name) is not None
+def is_named_as_output(name: str) -> bool:
+    """Whether a file is called as :func:`output_path` calls what is drawn of a picture: ``cat.jpg.282.overlay.png``."""
+    from lrp_cli.images.decoding import readable_suffixes
+
+    drawing = re.fullmatch(r".+(\.\w+)(~[0-9a-f]{8})?\.\d+(_\w*)?\.(overlay|heatmap|panel)\.png", name)
+    return drawing is not None and drawing[1].lower() in readable_suffixes()
 
 
 def _class(index: int, labels: Sequence[str]) -> str:

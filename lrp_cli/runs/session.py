@@ -78,10 +78,11 @@ def _check_names(pictures: Iterable[Picture], earlier: Iterable[Line]) -> None:
 
 
 def _is_of_another(picture: Picture, source: str | None) -> bool:
-    """Whether results with a picture's name are those of another: one that is still there, or of standard input."""
+    """Whether results with a picture's name are another's: of a file that is still there, or of standard input."""
     if source is None:
         return picture.data is None
-    return source != os.path.abspath(picture.path) and os.path.lexists(source)  # noqa: PTH100
+    is_its_own = picture.data is None and source == os.path.abspath(picture.path)  # noqa: PTH100
+    return not is_its_own and os.path.lexists(source)
 
 
 def _readable(directory: Path, note: Note) -> list[Line]:

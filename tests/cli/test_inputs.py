@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -69,6 +70,23 @@ def test_a_file_does_not_take_the_name_of_a_picture_on_standard_input(lrp, tmp_p
     assert Path(named.records[0]["outputs"]["npy"]).parent == mirrored
 
 
+def test_a_picture_on_standard_input_does_not_take_the_name_of_a_file(
+    lrp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(CAT, "cat.jpg")
+    named = lrp.explain("cat.jpg", "-o", "out", "--json")
+    data = (CAT.parent / "rocket.jpg").read_bytes()
+    piped = [lrp.explain("--image-stdin", "--name", "cat.jpg", "-o", "out", "--json", stdin=data) for _ in range(2)]
+    again = lrp.explain("cat.jpg", "-o", "out", "--json")
+    assert [run.code for run in (named, *piped, again)] == [0, 0, 0, 0]
+    assert again.records[0]["skipped"]
+    assert piped[1].records[0]["skipped"]
+    assert again.records[0]["outputs"] == named.records[0]["outputs"]
+    assert not {*piped[0].records[0]["outputs"].values()} & {*named.records[0]["outputs"].values()}
+    assert lrp("verify", "out").code == 0
+
+
 @pytest.mark.parametrize("data", [b"", b"no picture", CAT.read_bytes()[:500]])
 def test_a_bad_picture_on_standard_input(lrp, tmp_path: Path, data: bytes) -> None:
     result = lrp.explain("--image-stdin", "-o", tmp_path, "--json", stdin=data)
@@ -93,11 +111,16 @@ def test_outputs_that_a_killed_run_has_not_recorded_are_no_pictures(lrp, folder:
     first = lrp.explain(folder, "-r", "-o", out, "--json", "--save", "overlay,heatmap,panel")
     assert first.code == 0
     assert len([*out.rglob("*.png")]) == 3 * len(first.records)
-    (out / "manifest.jsonl").unlink()
+    (out / "manifest.jsonl").write_bytes(b"")
     again = lrp.explain(folder, "-r", "-o", out, "--json")
     assert [record["image"] for record in again.records] == [record["image"] for record in first.records]
-    elsewhere = lrp.explain(out, "-r", "-o", folder / "other", "--json", "--dry-run")
-    assert len(elsewhere.records) == 3 * len(first.records)
+    own = ("slide.0012.heatmap.png", "scan.3_left.overlay.png", "plain.png")
+    for name in own:
+        shutil.copy(folder / "c.png", out / name)
+    own_ones = lrp.explain(out, "-r", "-o", out, "--json")
+    assert sorted(Path(record["image"]).name for record in own_ones.records) == sorted(own)
+    (out / "manifest.jsonl").unlink()  # then there was no run
+    assert len(lrp.explain(out, "-r", "-o", out, "--json", "--dry-run").records) > 3 * len(first.records)
 
 
 def test_a_csv_with_a_target_for_each_picture(lrp, folder: Path, tmp_path: Path) -> None:

@@ -233,7 +233,7 @@ def test_a_name_that_another_run_has_taken_meanwhile(tmp_path: Path) -> None:
     a.parent.mkdir()
     a.touch()
     _check_names([Picture(a, PurePath("cat.jpg")), Picture(b, PurePath("b/cat.jpg"))], lines)
-    for picture in (Picture(b, PurePath("cat.jpg")), Picture(Path("cat.jpg"), PurePath("cat.jpg"), data=b"x")):
+    for picture in (Picture(b, PurePath("cat.jpg")), Picture(a, PurePath("cat.jpg"), data=b"x")):
         with pytest.raises(UsageError, match="run this one again"):
             _check_names([picture], lines)
     piped = [Line(status="done", name="stdin", image="stdin", settings="")]
