@@ -5,7 +5,7 @@ from pathlib import Path
 import typer
 
 from lrp_cli.cli import options
-from lrp_cli.cli.parsing import load_config, parse_kinds, parse_preprocessing, parse_threads
+from lrp_cli.cli.parsing import check_random_seed, load_config, parse_kinds, parse_preprocessing, parse_threads
 
 
 def explain(
@@ -59,6 +59,7 @@ def explain(
     kinds = parse_kinds(save)
     changes = parse_preprocessing(fit, resize, crop, mean, std, interpolation)
     thread_count = parse_threads(threads)
+    check_random_seed(random_seed)
     ruleset = load_config(config)
 
     from lrp_cli.cli.inputs import Named, find

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lrp_cli.cli import options
-from lrp_cli.cli.parsing import load_config, parse_preprocessing, parse_threads
+from lrp_cli.cli.parsing import check_random_seed, load_config, parse_preprocessing, parse_threads
 from lrp_cli.errors import LrpError, UsageError, is_out_of_memory, model_failure
 
 if TYPE_CHECKING:
@@ -38,9 +38,7 @@ def inspect(
     mean: options.Mean = None,
     std: options.Std = None,
     interpolation: options.HowToResize = None,
-    random_seed: Annotated[
-        int, typer.Option("--random-seed", min=0, max=2**63 - 1, help="For random weights and pixels.")
-    ] = 0,
+    random_seed: Annotated[int, typer.Option("--random-seed", help="For random weights and pixels.")] = 0,
     dtype: options.DType = options.Precision.FLOAT32,
     on_unknown: options.Unknown = options.OnUnknown.ERROR,
     threads: options.Threads = None,
@@ -57,6 +55,7 @@ def inspect(
     """
     changes = parse_preprocessing(fit, resize, crop, mean, std, interpolation)
     thread_count = parse_threads(threads)
+    check_random_seed(random_seed)
     ruleset = load_config(config)
 
     from lrp_cli.explainer import Explainer

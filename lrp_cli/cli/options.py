@@ -110,7 +110,7 @@ Labels: TypeAlias = Annotated[
     Path | None, typer.Option("--labels", metavar="FILE", help="Names of the model's classes: text or JSON.")
 ]
 RandomSeed: TypeAlias = Annotated[
-    int, typer.Option("--random-seed", min=0, max=2**63 - 1, help="Which random numbers --weights random takes.")
+    int, typer.Option("--random-seed", help="Which random numbers --weights random takes.")
 ]
 Config: TypeAlias = Annotated[
     str,

@@ -65,6 +65,12 @@ def parse_threads(text: str | None) -> int | None:
     return count
 
 
+def check_random_seed(seed: int) -> None:
+    """Raise a UsageError where torch takes no such seed."""
+    if not -(2**63) <= seed < 2**64:
+        raise UsageError(f"--random-seed {seed}: give a number from -2^63 to 2^64 - 1")
+
+
 def load_config(config: str) -> Any:
     """Return the config; "auto" is left to the explainer, which knows the model.
 

@@ -150,7 +150,8 @@ def test_broken_pictures_are_named_and_the_others_done(lrp, tmp_path: Path) -> N
         ([CAT, "--target", "1000"], 2, "out of range"),
         ([CAT, "--mean", "a,b"], 2, "three numbers"),
         ([CAT, "--device", "warp"], 2, "not available"),
-        ([CAT, "--device", "mps"], 2, "not available"),
+        ([CAT, "--random-seed", 2**64], 2, "from -2^63 to 2^64 - 1"),
+        ([CAT, "--random-seed", -(2**63) - 1], 2, "from -2^63 to 2^64 - 1"),
         ([CAT, "--fit", "stretch"], 2, "stretch"),
         ([CAT, "--seed", "two"], 2, "two"),
         ([CAT, "--image-stdin"], 2, "goes with no others"),
@@ -308,3 +309,13 @@ def test_manifest_lines_hold_what_json_printed(lrp, tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (tmp_path / "manifest.jsonl").read_text().splitlines()]
     assert [{field: line[field] for field in FIELDS} for line in lines] == result.records
     assert all(line["versions"].keys() == {"lrp", "torch", "torchvision"} for line in lines)
+
+
+@pytest.mark.parametrize("seed", [-(2**63), -1, 0, 2**64 - 1])
+def test_torch_takes_these_random_seeds(seed: int) -> None:
+    import torch
+
+    from lrp_cli.cli.parsing import check_random_seed
+
+    check_random_seed(seed)
+    torch.Generator().manual_seed(seed)
